@@ -1,0 +1,88 @@
+"""The Ray cluster a command runs on: the one it was submitted to, or a small one of its own on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+OBJECT_STORE_BYTES = 512 << 20  # enough for the blocks in flight of a laptop run; larger data spills to disk
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the connected cluster has in all."""
+
+    cpus: int
+    gpus: int
+
+    @property
+    def accelerator(self) -> dict[str, float]:
+        """Ray resources of one process that computes: one GPU where there are any, else all the CPUs of a laptop."""
+        return {"num_gpus": 1, "num_cpus": 1} if self.gpus else {"num_cpus": 1}
+
+
+@contextlib.contextmanager
+def session() -> Iterator[Resources]:
+    """Connect to the cluster named by RAY_ADDRESS, or start one on this machine and stop it at the end."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(address="auto", log_to_driver=False, logging_level="warning")
+        else:
+            ray.init(
+                num_cpus=max(2, os.cpu_count() or 1),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="warning",
+            )
+    try:
+        total = ray.cluster_resources()
+        yield Resources(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def compute(resources: Resources, function: Callable[..., T], *args: Any) -> T:
+    """Run `function(*args)` in one Ray task on an accelerator (or the CPUs of one node) and return its result.
+
+    Exceptions of the function are raised here as they are, so that a user's mistake keeps its type and text.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    task = ray.remote(max_retries=1, max_calls=1, **resources.accelerator)(_with_threads)
+    try:
+        return ray.get(task.remote(function, args))
+    except RayTaskError as error:
+        raise error.cause from error
+
+
+def _with_threads(function: Callable[..., T], args: tuple) -> T:
+    use_all_cores()
+    return function(*args)
+
+
+def use_all_cores() -> None:
+    """Let torch use every core of this node: Ray limits a worker to the CPUs it reserved."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+
+
+def device() -> str:
+    """The torch device of this process."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,132 @@
+"""One URI, one file system: every stage reads and writes through `Folder`, on a laptop's disk as on S3, GCS or HDFS."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+
+def absolute(uri: str) -> str:
+    """`uri` with a local path made absolute, so that it means the same in every process of a cluster."""
+    if "://" in uri:
+        return uri.removeprefix("file://") if uri.startswith("file://") else uri.rstrip("/")
+    return os.path.abspath(os.path.expanduser(uri))
+
+
+class Folder:
+    """A folder on any file system that pyarrow opens by URI.
+
+    Writes are atomic: a reader sees the whole old file or the whole new one, whenever the writer is killed.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = absolute(uri)
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.uri}/{name}")
+
+    def __repr__(self) -> str:
+        return f"Folder({self.uri!r})"
+
+    def __reduce__(self) -> tuple:
+        return Folder, (self.uri,)
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.uri
+
+    @cached_property
+    def _resolved(self) -> tuple[FileSystem, str]:
+        from pyarrow import fs
+
+        return (fs.LocalFileSystem(), self.uri) if self.is_local else fs.FileSystem.from_uri(self.uri)
+
+    @property
+    def filesystem(self) -> FileSystem:
+        return self._resolved[0]
+
+    @property
+    def path(self) -> str:
+        """The folder's path inside `filesystem` (no scheme)."""
+        return self._resolved[1]
+
+    def exists(self, name: str) -> bool:
+        from pyarrow.fs import FileType
+
+        return self.filesystem.get_file_info(f"{self.path}/{name}").type != FileType.NotFound
+
+    def names(self, suffix: str = "") -> list[str]:
+        """Sorted names of the committed entries directly below this folder; empty when the folder is not there."""
+        from pyarrow.fs import FileSelector
+
+        found = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
+        return sorted(f.base_name for f in found if f.base_name.endswith(suffix) and not f.base_name.startswith("."))
+
+    def read(self, name: str) -> bytes:
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return stream.read()
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The JSON object stored as `name`, or None when there is none."""
+        try:
+            return json.loads(self.read(name))
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Commit `data` as `name` in one atomic step."""
+        if self.is_local:
+            os.makedirs(self.uri, exist_ok=True)
+            aside = f"{self.uri}/.{name}.{uuid.uuid4().hex}.tmp"
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, f"{self.uri}/{name}")
+        else:
+            with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
+                stream.write(data)
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        self.write(name, json.dumps(value, indent=2, default=str).encode() + b"\n")
+
+    def remove(self, name: str) -> None:
+        """Remove one file if it is there."""
+        if self.exists(name):
+            self.filesystem.delete_file(f"{self.path}/{name}")
+
+    def clear(self) -> None:
+        """Remove all that the folder holds."""
+        self.filesystem.delete_dir_contents(self.path, missing_dir_ok=True)
+
+    def upload(self, local: str | os.PathLike[str]) -> None:
+        """Copy a local folder's files below this one."""
+        from pyarrow import fs
+
+        self.filesystem.create_dir(self.path, recursive=True)
+        fs.copy_files(os.fspath(local), self.path, source_filesystem=fs.LocalFileSystem(),
+                      destination_filesystem=self.filesystem)
+
+    def download(self, local: str | os.PathLike[str]) -> None:
+        """Copy all files below this folder into a local one."""
+        from pyarrow import fs
+
+        os.makedirs(local, exist_ok=True)
+        fs.copy_files(self.path, os.fspath(local), source_filesystem=self.filesystem,
+                      destination_filesystem=fs.LocalFileSystem())
+
+    def check_writable(self) -> None:
+        """Raise ValueError naming the folder when it cannot be written to."""
+        probe = f"probe-{uuid.uuid4().hex}"
+        try:
+            self.write(probe, b"")
+            self.remove(probe)
+        except OSError as error:
+            raise ValueError(f"storage {self.uri!r} cannot be written to ({error}); choose another with storage=DIR") \
+                from error

@@ -1,0 +1,82 @@
+"""The Arrow schemas of the tables at rest, readable by Hugging Face `datasets` and by any Arrow tool."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+
+SPLITS = ("train", "val", "test")
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the layout of datasets.Image
+
+MANIFEST = pa.schema([
+    ("source", pa.string()),
+    ("uri", pa.string()),
+    ("path", pa.string()),  # relative to the source's root: what tells two images of equal content apart
+    ("patient_id", pa.string()),
+    ("study_id", pa.string()),
+    ("view", pa.string()),
+    ("labels", pa.list_(pa.string())),
+    ("split", pa.string()),
+])
+
+QUARANTINE = pa.schema([
+    ("uri", pa.string()),
+    ("stage", pa.string()),
+    ("reason", pa.string()),  # one of a short list, to count by
+    ("detail", pa.string()),
+])
+
+
+def with_features(schema: pa.Schema) -> pa.Schema:
+    """The schema with the metadata by which `datasets` decodes the columns named image and mask."""
+    features = {field.name: {"_type": "Image"} if field.type == IMAGE else _feature(field.type) for field in schema}
+    return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _feature(kind: pa.DataType) -> dict:
+    if pa.types.is_list(kind):
+        return {"_type": "List", "feature": _feature(kind.value_type)}
+    return {"_type": "Value", "dtype": {"double": "float64", "float": "float32"}.get(str(kind), str(kind))}
+
+
+IMAGES = with_features(pa.schema([
+    ("image_id", pa.string()),
+    ("image", IMAGE),
+    *(field for field in MANIFEST if field.name != "path"),
+    ("width", pa.int32()),  # pixels of the original
+    ("height", pa.int32()),
+    ("sha256", pa.string()),  # of the original file
+]))
+
+CORPUS = with_features(pa.schema([
+    ("image_id", pa.string()),
+    ("image", IMAGE),
+    ("labels", pa.list_(pa.string())),
+    ("strategy", pa.string()),
+    ("source_image_ids", pa.list_(pa.string())),
+    ("seed", pa.int64()),
+    ("index", pa.int64()),
+    ("guidance", pa.float64()),
+    ("steps", pa.int32()),
+    ("generator", pa.string()),  # fingerprint of the generator's training
+]))
+
+
+def latents_schema(latent: tuple[int, int, int], embedding: int) -> pa.Schema:
+    """Schema of one encoded image.
+
+    Args:
+        latent: Channels, height and width of the autoencoder's latent.
+        embedding: Width of the encoder's global embedding.
+    """
+    return pa.schema([
+        ("image_id", pa.string()),
+        ("latent_mean", pa.fixed_shape_tensor(pa.float16(), latent)),
+        ("latent_logvar", pa.fixed_shape_tensor(pa.float16(), latent)),
+        ("embedding", pa.fixed_shape_tensor(pa.float16(), (embedding,))),
+        ("patient_id", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("split", pa.string()),
+    ])

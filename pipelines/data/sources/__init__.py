@@ -1,0 +1,35 @@
+"""Public data sets and local folders, one module each, found by name (`data.source`).
+
+A source is a module with three functions:
+
+- `contents(settings) -> str | None`: a cheap hash of what is there now, so that a changed folder is noticed;
+- `manifest(settings, seed) -> pyarrow.Table`: one row per image (`records.MANIFEST`), `split` null where the source
+  has none, `patient_id` as the source names it;
+- `load(uri, settings) -> Decoded`: one image, or `decode.Refused`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipelines.data.decode import Decoded
+    from pipelines.settings import Data
+
+
+class Source(Protocol):
+    def contents(self, settings: Data) -> str | None: ...
+    def manifest(self, settings: Data, seed: int) -> pa.Table: ...
+    def load(self, uri: str, settings: Data) -> Decoded: ...
+
+
+def find_source(name: str) -> Source:
+    """The source called `name`.  Raises ValueError naming those there are."""
+    known = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    if name not in known:
+        raise ValueError(f"data.source={name!r} is not known; there are: {', '.join(known)}")
+    return cast(Source, importlib.import_module(f"{__name__}.{name}"))

@@ -1,0 +1,67 @@
+"""Train, val and test by patient, before anything learns from the data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pyarrow as pa
+
+from pipelines.data.records import SPLITS
+from pipelines.progress import say
+from pipelines.settings import Data
+
+
+def hashed_patient(patient: str) -> str:
+    """A patient identifier that does not tell who it is; the salt comes from RAYOGRAPH_SALT and is never stored."""
+    salt = os.environ.get("RAYOGRAPH_SALT", "rayograph")
+    return hashlib.sha256(f"{salt}\0{patient}".encode()).hexdigest()[:16]
+
+
+def _position(patient: str) -> float:
+    """A stable place in [0, 1) for a patient, whatever other patients there are."""
+    return int(hashlib.sha256(f"split\0{patient}".encode()).hexdigest()[:13], 16) / 16**13
+
+
+def assign(manifest: pa.Table, settings: Data) -> pa.Table:
+    """Fill `split` and hash `patient_id`; no patient is in two splits.
+
+    A source's own split is kept. A patient whom it puts in several goes to the most held-out of them (test, then val).
+    Where the source has no val (or no split), patients are taken by a stable hash of their identifier.
+
+    Raises:
+        ValueError: fewer than three patients.
+    """
+    patients = manifest["patient_id"].to_pylist()
+    given: dict[str, set[str]] = {}
+    for patient, split in zip(patients, manifest["split"].to_pylist(), strict=True):
+        given.setdefault(patient, set()).update({split} - {None})
+    if len(given) < len(SPLITS):
+        raise ValueError(f"{manifest.num_rows} image(s) of {len(given)} patient(s) in {_where(settings)}: train, val and "
+                         "test need one patient each at least")
+    torn = [patient for patient, splits in given.items() if len(splits) > 1]
+    if torn:
+        say(f"{len(torn)} patients are in several of the source's splits; each goes to the most held-out one")
+    chosen = {patient: max(splits, key=SPLITS.index) if splits else None for patient, splits in given.items()}
+    for split, share in (("test", settings.test_fraction), ("val", settings.val_fraction)):
+        _hold_out(chosen, split, share, official=any(given.values()))
+    final = {patient: split or "train" for patient, split in chosen.items()}
+    columns = {"split": [final[p] for p in patients], "patient_id": [hashed_patient(p) for p in patients]}
+    for name, values in columns.items():
+        manifest = manifest.set_column(manifest.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    return manifest
+
+
+def _hold_out(chosen: dict[str, str | None], split: str, share: float, *, official: bool) -> None:
+    """Give `split` its share of the patients that are free, at least one; nothing where the source filled it."""
+    if split in chosen.values():
+        return
+    free = sorted((p for p, s in chosen.items() if s is None or (official and s == "train")), key=_position)
+    start = 0.5 if split == "val" else 0.0  # val and test take different stretches of [0, 1)
+    taken = [p for p in free if start <= _position(p) < start + share]
+    for patient in taken or free[:1]:
+        chosen[patient] = split
+
+
+def _where(settings: Data) -> str:
+    return f"data.root={settings.root!r}" if settings.root else f"data.source={settings.source}"

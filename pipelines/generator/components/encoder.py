@@ -1,0 +1,66 @@
+"""Image encoder whose features condition the generator. Standalone: copied as is into published folders."""
+
+from typing import Any
+
+import timm
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Encoder(ModelMixin, ConfigMixin):
+    """A timm vision transformer on one-channel images, giving one global (CLS) feature an image.
+
+    Args:
+        architecture: timm model name; a vision transformer, since it must take `img_size` and `dynamic_img_size`.
+        image_size: side in pixels that images are resized to.
+        channels: input channels of the network; with 3, the gray image is repeated.
+        mean: subtracted from pixels in [0, 1].
+        std: divides what is left.
+        options: further keyword arguments of `timm.create_model`, JSON values only.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        architecture: str = "vit_tiny_patch16_224",
+        image_size: int = 64,
+        channels: int = 1,
+        mean: float = 0.5,
+        std: float = 0.25,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        arguments = {"img_size": image_size, "in_chans": channels, "num_classes": 0, "dynamic_img_size": True}
+        self.vit = timm.create_model(architecture, pretrained=False, **arguments, **(options or {}))
+        self.image_size, self.channels, self.mean, self.std = image_size, channels, mean, std
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width D of the features."""
+        return self.vit.num_features
+
+    def forward(self, images: Tensor, resize: bool = True) -> Tensor:
+        """Returns the global features (B, D).
+
+        Args:
+            images: (B, 1, H, W) floats in [0, 1].
+            resize: bring images of another size to `image_size` (bilinear, antialiased). Without it, as for the crops
+                of multi-crop training, H and W are kept and must be multiples of the patch size.
+        """
+        size = (self.image_size, self.image_size)
+        if resize and images.shape[-2:] != size:
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+        images = ((images - self.mean) / self.std).to(self.vit.patch_embed.proj.weight.dtype)
+        return self.vit(images.expand(-1, self.channels, -1, -1))
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> Tensor:
+        """Returns float32 embeddings (B, D) of `forward`'s images: L2-normalised, times sqrt(D), so of unit variance.
+
+        Turn the module to `eval()` first where its options set dropout or drop path.
+        """
+        features = self(images).float()
+        return F.normalize(features, dim=-1) * features.shape[-1] ** 0.5

@@ -1,0 +1,287 @@
+"""Every setting of every stage, with its type, default and range. Hydra fills it from `conf/` and the command line.
+
+A field marked `execution` says how a stage is run, not what it makes: changing it redoes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+def execution(default: Any) -> Any:
+    return field(default=default, metadata={"execution": True})
+
+
+def require(holds: bool, key: str, value: Any, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{key}={value!r}: {rule}")
+
+
+def positive(section: str, settings: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or (value > 0 and math.isfinite(value)), f"{section}.{name}", value, "must be above 0")
+
+
+def fraction(section: str, settings: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        require(0 <= value <= 1, f"{section}.{name}", value, "must be between 0 and 1")
+
+
+@dataclass
+class Data:
+    """Where images come from and what they become."""
+
+    source: str = MISSING  # module of pipelines.data.sources
+    root: str | None = None  # folder of the images
+    size: int = 64  # pixels, the side of the square images that everything learns from
+    images: int | None = None  # how many to take; the phantom has no end of them
+    patient_regex: str | None = None  # its first group (or whole match) in the relative path names the patient
+    deduplicate: bool = True
+    target: str | None = None  # the label that classifiers learn; chosen from the labels when null
+    val_fraction: float = 0.1  # share of patients, where the source has no split of its own
+    test_fraction: float = 0.1
+    min_side: int = 16  # pixels; smaller images go to quarantine
+    max_pixels: int = 200_000_000  # decompression bombs go to quarantine
+    max_bad_fraction: float = 0.2  # more quarantined images than this stop the run
+    shard_rows: int = 512
+
+    def check(self) -> None:
+        positive("data", self, "images", "min_side", "max_pixels", "shard_rows")
+        fraction("data", self, "val_fraction", "test_fraction", "max_bad_fraction")
+        require(16 <= self.size <= 2048 and self.size % 4 == 0, "data.size", self.size,
+                "must be a multiple of 4 from 16 to 2048 (pixels)")
+        require(self.val_fraction + self.test_fraction < 1, "data.val_fraction + data.test_fraction",
+                self.val_fraction + self.test_fraction, "must leave patients to train on (below 1)")
+        if self.patient_regex is not None:
+            try:
+                re.compile(self.patient_regex)
+            except re.error as error:
+                raise ValueError(f"data.patient_regex={self.patient_regex!r} is no regular expression: {error}") \
+                    from error
+
+
+@dataclass
+class Fitting:
+    """How one small network is trained in one process; shared by the autoencoder, the encoder and the classifier."""
+
+    images: int = MISSING  # training images seen, repeats counted
+    batch: int = 32
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    checkpoint_seconds: float = execution(60.0)
+
+    def check_fitting(self, section: str) -> None:
+        positive(section, self, "images", "batch", "lr", "checkpoint_seconds")
+
+
+@dataclass
+class Autoencoder(Fitting):
+    """diffusers AutoencoderKL: named on the Hub, or trained on the train split."""
+
+    pretrained: str | None = None  # Hub id or folder; its weights are then used as they are
+    channels: list[int] = field(default_factory=lambda: [32, 48, 64])
+    latent_channels: int = 4
+    kl_weight: float = 1e-5
+
+    def check(self) -> None:
+        self.check_fitting("autoencoder")
+
+
+@dataclass
+class Encoder(Fitting):
+    """The self-supervised image encoder whose global embedding conditions the generator."""
+
+    pretrained: str | None = None  # a timm model with Hub weights; null trains one by DINO on the train split
+    architecture: str = "vit_tiny_patch16_224"
+    options: dict[str, Any] = field(default_factory=dict)  # passed on to timm
+    prototypes: int = 1024
+    local_crops: int = 2
+    teacher_momentum: float = 0.99
+    koleo_weight: float = 0.1
+
+    def check(self) -> None:
+        self.check_fitting("encoder")
+        positive("encoder", self, "prototypes")
+        require(self.local_crops >= 0, "encoder.local_crops", self.local_crops, "must not be negative")
+        fraction("encoder", self, "teacher_momentum")
+
+
+@dataclass
+class Latents:
+    batch: int = 64
+
+    def check(self) -> None:
+        positive("latents", self, "batch")
+
+
+@dataclass
+class Denoiser:
+    """diffusers UNet2DConditionModel over latents, with the condition in cross-attention."""
+
+    channels: list[int] = field(default_factory=lambda: [48, 64, 96])
+    attention: list[bool] = field(default_factory=lambda: [False, False, True])  # per level
+    layers: int = 1
+    head_dim: int = 24
+    norm_groups: int = 16
+    cross_attention_dim: int = 128
+    embedding_tokens: int = 4
+    use_labels: bool = True  # a label token beside the embedding's
+
+    def check(self) -> None:
+        positive("denoiser", self, "layers", "head_dim", "cross_attention_dim", "embedding_tokens", "norm_groups")
+        require(len(self.channels) == len(self.attention), "denoiser.attention", self.attention,
+                "needs one entry per entry of denoiser.channels")
+        for width in self.channels:
+            require(width % self.norm_groups == 0, "denoiser.channels", self.channels,
+                    f"each must be a multiple of denoiser.norm_groups={self.norm_groups}")
+
+
+@dataclass
+class Objective:
+    prediction: str = "v_prediction"  # v_prediction | epsilon | sample, as diffusers names them
+    schedule: str = "scaled_linear"
+    timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    min_snr: float | None = 5.0  # Hang et al. 2023, arXiv 2303.09556; null weights all noise levels alike
+    drop_embedding: float = 0.1
+    drop_labels: float = 0.1
+
+    def check(self) -> None:
+        require(self.prediction in ("v_prediction", "epsilon", "sample"), "objective.prediction", self.prediction,
+                "must be v_prediction, epsilon or sample")
+        positive("objective", self, "timesteps", "beta_start", "beta_end", "min_snr")
+        fraction("objective", self, "drop_embedding", "drop_labels")
+
+
+@dataclass
+class Trainer:
+    """Ray Train and DeepSpeed. All progress is counted in images."""
+
+    images: int = MISSING
+    batch: int = 128  # over all workers
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    warmup_images: int = 5_000
+    final_lr_fraction: float = 0.05  # cosine decay ends here
+    grad_clip: float = 1.0
+    ema_halflife_images: int = 10_000
+    precision: str = "bf16"
+    workers: int = execution(1)
+    zero_stage: int = execution(2)
+    zero3_persistence: int = execution(100_000)  # parameters below this many elements stay on every worker
+    checkpoint_every: int = execution(50_000)
+    keep_checkpoints: int = execution(2)
+    log_every: int = execution(2_560)
+    max_failures: int = execution(3)
+
+    def check(self) -> None:
+        positive("trainer", self, "images", "batch", "lr", "workers", "checkpoint_every", "keep_checkpoints",
+                 "log_every", "grad_clip", "ema_halflife_images")
+        require(self.warmup_images >= 0, "trainer.warmup_images", self.warmup_images, "must not be negative")
+        require(self.max_failures >= 0, "trainer.max_failures", self.max_failures, "must not be negative")
+        fraction("trainer", self, "final_lr_fraction")
+        require(self.zero_stage in (1, 2, 3), "trainer.zero_stage", self.zero_stage, "must be 1, 2 or 3")
+        require(self.precision in ("bf16", "fp32"), "trainer.precision", self.precision, "must be bf16 or fp32")
+        for name in ("batch", "images"):
+            require(getattr(self, name) % self.workers == 0, f"trainer.{name}", getattr(self, name),
+                    f"must be a multiple of trainer.workers={self.workers}")
+
+
+@dataclass
+class Sample:
+    n: int = MISSING
+    steps: int = 20
+    guidance: float = 2.0
+    strategy: str = "reconstruction"  # module-level function of synth.strategies
+    batch: int = 64
+    shard_rows: int = 256
+    actors: int | None = execution(None)  # one per GPU, or one on the CPUs, when null
+
+    def check(self) -> None:
+        positive("sample", self, "n", "steps", "batch", "shard_rows", "actors")
+        require(self.guidance >= 0, "sample.guidance", self.guidance, "must not be negative")
+
+
+@dataclass
+class Evaluate:
+    n: int = 500  # images compared on each side, at most
+    neighbours: int = 5  # k of precision, recall, density and coverage
+    pairs: int = 200  # random pairs for MS-SSIM
+
+    def check(self) -> None:
+        positive("evaluate", self, "n", "neighbours", "pairs")
+
+
+@dataclass
+class Finetune(Fitting):
+    backbone: str = "scratch"  # scratch (a small ResNet) | encoder (the run's own, frozen)
+    channels: list[int] = field(default_factory=lambda: [32, 64, 128, 256])
+
+    def check(self) -> None:
+        self.check_fitting("finetune")
+        require(self.backbone in ("scratch", "encoder"), "finetune.backbone", self.backbone,
+                "must be scratch or encoder")
+
+
+@dataclass
+class Publish:
+    target: str = "local"  # local, or a Hub namespace to push to (private repositories)
+    license: str = "other"
+
+
+@dataclass
+class StageSpec:
+    """One node of the stage graph: where its function lives, what it reads, which settings shape its result."""
+
+    run: str = MISSING  # module:function
+    needs: list[str] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Settings:
+    profile: str = MISSING
+    storage: str = "runs"
+    name: str = MISSING
+    seed: int = 0
+    changed: str | None = execution(None)  # redo | refuse, for a stage whose settings or inputs changed
+    data: Data = field(default_factory=Data)
+    autoencoder: Autoencoder = field(default_factory=Autoencoder)
+    encoder: Encoder = field(default_factory=Encoder)
+    latents: Latents = field(default_factory=Latents)
+    denoiser: Denoiser = field(default_factory=Denoiser)
+    objective: Objective = field(default_factory=Objective)
+    trainer: Trainer = field(default_factory=Trainer)
+    sample: Sample = field(default_factory=Sample)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    finetune: Finetune = field(default_factory=Finetune)
+    publish: Publish = field(default_factory=Publish)
+    graph: dict[str, StageSpec] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ValueError naming the first setting that is out of its range."""
+        require(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name) is not None, "name", self.name,
+                "must be letters, digits, '.', '_' and '-' only: it names a folder below storage")
+        require(self.seed >= 0, "seed", self.seed, "must not be negative")
+        require(self.changed in (None, "redo", "refuse"), "changed", self.changed, "must be redo or refuse")
+        for section in vars(self).values():
+            if hasattr(section, "check"):
+                section.check()
+
+
+def outcome_settings(section: Any) -> dict[str, Any]:
+    """The fields of a settings section that shape a stage's result, without those of its execution."""
+    return {
+        f.name: getattr(section, f.name)
+        for f in dataclasses.fields(section)
+        if not f.metadata.get("execution", False)
+    }

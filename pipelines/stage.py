@@ -1,0 +1,172 @@
+"""What a stage is given, what it leaves behind, and when its work is already done.
+
+A stage that ran to its end leaves `stage.json`; one that began leaves `begun.json`. Both carry the fingerprint of the
+settings and inputs it was made from, so nothing half-written and nothing of other settings is ever taken for its result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cluster.session import Resources
+from cluster.storage import Folder
+from pipelines.memory import PeakMemory
+from pipelines.progress import say
+from pipelines.settings import Settings, outcome_settings
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The arguments of a stage function: its folder, its inputs' folders, the settings and the cluster."""
+
+    name: str
+    settings: Settings
+    resources: Resources
+    fingerprint: str
+
+    @property
+    def folder(self) -> Folder:
+        return run_folder(self.settings) / self.name
+
+    def input(self, stage: str) -> Folder:
+        assert stage in self.settings.graph[self.name].needs, f"{self.name} does not declare that it needs {stage}"
+        return run_folder(self.settings) / stage
+
+    def metrics_of(self, stage: str) -> Metrics:
+        """The metrics of a finished stage of this run."""
+        record = (run_folder(self.settings) / stage).read_json("stage.json")
+        assert record is not None, f"{stage} has no stage.json"
+        return record["metrics"]
+
+
+def run_folder(settings: Settings) -> Folder:
+    return Folder(settings.storage) / settings.name
+
+
+class Plan:
+    """Fingerprints of all stages under the present settings, and what of their work is on disk."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.folder = run_folder(settings)
+
+    def chosen(self, stage: str) -> dict[str, Any]:
+        """The settings, by key, that shape the result of `stage`."""
+        values: dict[str, Any] = {"seed": self.settings.seed}
+        for section in self.settings.graph[stage].settings:
+            for key, value in outcome_settings(getattr(self.settings, section)).items():
+                values[f"{section}.{key}"] = value
+        if "data" in self.settings.graph[stage].settings:
+            values["data.contents"] = self._contents
+        return values
+
+    @cached_property
+    def _contents(self) -> str | None:
+        from pipelines.data.sources import find_source
+
+        return find_source(self.settings.data.source).contents(self.settings.data)
+
+    def fingerprint(self, stage: str) -> str:
+        inputs = {need: self.fingerprint(need) for need in self.settings.graph[stage].needs}
+        text = json.dumps([stage, self.chosen(stage), inputs], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def record(self, stage: str) -> dict[str, Any] | None:
+        """stage.json of a finished stage."""
+        return (self.folder / stage).read_json("stage.json")
+
+    def is_done(self, stage: str) -> bool:
+        record = self.record(stage)
+        return record is not None and record["fingerprint"] == self.fingerprint(stage)
+
+    def differences(self, stage: str) -> str:
+        """In words, why what lies in the stage's folder is not what the present settings ask for."""
+        folder = self.folder / stage
+        begun = folder.read_json("begun.json") or folder.read_json("stage.json") or {}
+        before, now = begun.get("settings", {}), json.loads(json.dumps(self.chosen(stage), default=str))
+        changed = [f"{k} {before.get(k)} → {now.get(k)}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+        return ", ".join(changed) or "its inputs changed"
+
+    def is_stale(self, stage: str) -> bool:
+        """Whether the stage's folder holds work, finished or not, of other settings or inputs."""
+        folder = self.folder / stage
+        begun = folder.read_json("begun.json") or folder.read_json("stage.json")
+        return begun is not None and begun["fingerprint"] != self.fingerprint(stage)
+
+    def check_inputs(self, stage: str) -> None:
+        """Raise ValueError naming the first input that is missing or of other settings."""
+        for need in self.settings.graph[stage].needs:
+            if self.is_done(need):
+                continue
+            why = f"was made with other settings ({self.differences(need)})" if self.is_stale(need) else "is not there"
+            raise ValueError(f"{stage} needs {need}, which {why} in {self.folder.uri}; "
+                             f"run `rayograph {need}` or `rayograph run` with the same settings first")
+
+    def begin(self, stage: str, *, redo: bool) -> None:
+        """Make the stage's folder ready: go on where the same work was cut off, clear work of other settings."""
+        folder = self.folder / stage
+        if self.is_stale(stage):
+            if not redo:
+                raise ValueError(f"{folder.uri} was made with other settings ({self.differences(stage)}); "
+                                 "add changed=redo to replace it, or choose another name=")
+            say(f"{stage}: {self.differences(stage)}; starts anew")
+            folder.remove("stage.json")
+            folder.clear()
+        folder.write_json("begun.json", {"fingerprint": self.fingerprint(stage), "settings": self.chosen(stage)})
+
+    def execute(self, stage: str, resources: Resources) -> dict[str, Any]:
+        """Run the stage's function and commit its stage.json.  Returns the record."""
+        spec = self.settings.graph[stage]
+        context = Stage(stage, self.settings, resources, self.fingerprint(stage))
+        started = time.time()
+        with PeakMemory() as memory:
+            metrics = _load(spec.run)(context)
+        metrics |= {"seconds": round(time.time() - started, 2), "peak_rss_mb": memory.peak_mb}
+        record = {
+            "stage": stage,
+            "fingerprint": context.fingerprint,
+            "settings": self.chosen(stage),
+            "inputs": {need: self.fingerprint(need) for need in spec.needs},
+            "seed": self.settings.seed,
+            "code": code_version(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "metrics": metrics,
+        }
+        context.folder.write_json("stage.json", record)
+        return record
+
+
+def _load(path: str) -> Callable[[Stage], Metrics]:
+    module, function = path.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def code_version() -> dict[str, str]:
+    """Version of this project, and its commit where it runs from a checkout."""
+    try:
+        code = {"rayograph": version("rayograph")}
+    except PackageNotFoundError:
+        code = {"rayograph": "unknown"}
+    try:
+        commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+                                capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        return code | {"commit": commit}
+    except (OSError, subprocess.SubprocessError):
+        return code
+
+
+def plain(settings: Any) -> Any:
+    """A settings dataclass as plain containers."""
+    return asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else settings

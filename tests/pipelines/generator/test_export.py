@@ -1,0 +1,201 @@
+"""The exported folder samples without the project, and `verify` sees damage."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel, schedulers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from pipelines.generator.components.conditioner import Conditioner
+from pipelines.generator.components.encoder import Encoder
+from pipelines.generator.export import load_pipeline, save_pipeline, verify
+
+LABELS = ["Effusion", "Mass"]
+ALONE = """
+import json, sys
+sys.modules["pipelines"] = None  # importing it fails even where the project is installed
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+folder, out = sys.argv[1:]
+DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+seed = lambda n: torch.Generator().manual_seed(n)
+image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8))
+runs = {
+    "nothing": {},
+    "image": {"image": image},
+    "images": {"image": [image, image], "labels": LABELS[:1], "generator": [seed(1), seed(2)]},
+    "embedding": {"embedding": pipe.embed(image)},
+    "labels": {"labels": [["Mass"], []]},
+}
+report = {"defaults": [pipe.config.num_inference_steps, pipe.config.guidance_scale]}
+for name, arguments in runs.items():
+    images = pipe(num_inference_steps=2, **{"generator": seed(0), **arguments}).images
+    report[name] = [[i.mode, list(i.size)] for i in images]
+    images[0].save(f"{out}/{name}.png")
+report["default"] = len(pipe().images)
+report["outside"] = [m for m in sys.modules if m.split(".")[0] in ("cluster", "pipelines", "ray") and sys.modules[m]]
+print(json.dumps(report))
+""".replace("LABELS", repr(LABELS))
+
+
+@pytest.fixture(scope="module")
+def modules() -> dict:
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    latents = {"scaling_factor": 0.8, "latents_mean": (0.1, 0.2, 0.3, 0.4), "latents_std": (1.0, 2.0, 3.0, 4.0)}
+    sizes = {"sample_size": 32, "block_out_channels": (16, 32, 32), "norm_num_groups": 8}
+    vae = AutoencoderKL(in_channels=1, out_channels=1, **blocks, **latents, **sizes)
+    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    blocks = {"down_block_types": down, "up_block_types": up, "layers_per_block": 1}
+    sizes = {"sample_size": 8, "block_out_channels": (16, 32), "norm_num_groups": 8, "attention_head_dim": 8}
+    unet = UNet2DConditionModel(cross_attention_dim=24, **blocks, **sizes)
+    encoder = Encoder(image_size=32, options={"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2})
+    conditioner = Conditioner(encoder.embedding_dim, 24, labels=LABELS)
+    models = {"vae": vae, "unet": unet, "conditioner": conditioner, "encoder": encoder}
+    return {name: model.eval() for name, model in models.items()}
+
+
+@pytest.fixture
+def folder(modules: dict, tmp_path: Path) -> Path:
+    path = tmp_path / "export"
+    scheduler = schedulers.DPMSolverMultistepScheduler(prediction_type="v_prediction")
+    save_pipeline(path, **modules, scheduler=scheduler, num_inference_steps=3, guidance_scale=1.5)
+    return path
+
+
+def load(folder: Path):
+    pipeline = load_pipeline(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(number) for number in numbers]
+
+
+def test_folder_samples_without_the_project(folder: Path, tmp_path: Path) -> None:
+    (out := tmp_path / "out").mkdir()
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "hf" / "modules")}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ALONE, folder, out], cwd=out, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report.pop("defaults") == [3, 1.5]
+    assert report.pop("outside") == []
+    assert report.pop("default") == 1
+    counts = {"nothing": 1, "image": 1, "images": 2, "embedding": 1, "labels": 2}
+    assert {name: len(images) for name, images in report.items()} == counts
+    assert all(image == ["L", [32, 32]] for images in report.values() for image in images)
+    for text in ("not expected", "Expected types", "not initialized", "were not used"):
+        assert text not in done.stderr
+    nothing, image, embedding = (np.array(Image.open(out / f"{n}.png")) for n in ("nothing", "image", "embedding"))
+    assert np.array_equal(image, embedding)
+    assert not np.array_equal(nothing, image)
+    ours = load(folder)(num_inference_steps=2, generator=seeds(0)[0]).images[0]
+    assert np.abs(np.array(ours).astype(int) - nothing).max() <= 1
+
+
+def test_only_safetensors_and_code_are_written(folder: Path) -> None:
+    suffixes = {file.suffix for file in folder.rglob("*") if file.is_file()}
+    assert suffixes == {".json", ".py", ".safetensors"}
+    index = json.loads((folder / "model_index.json").read_text())
+    custom = [index[name] for name in ("_class_name", "conditioner", "encoder")]
+    assert custom == [["pipeline", "RayographPipeline"], ["conditioner", "Conditioner"], ["encoder", "Encoder"]]
+
+
+def test_a_seed_makes_the_image_wherever_it_stands_in_the_batch(folder: Path) -> None:
+    pipeline = load(folder)
+    embedding = torch.randn(2, 16, generator=seeds(7)[0])
+    first = pipeline(embedding=embedding, generator=seeds(1, 2), output_type="pt").images
+    again = pipeline(embedding=embedding, generator=seeds(1, 2), output_type="pt").images
+    swapped = pipeline(embedding=embedding.flip(0), generator=seeds(2, 1), output_type="pt").images
+    assert torch.equal(first, again)
+    assert torch.allclose(first, swapped.flip(0), atol=1e-5)
+    assert not torch.allclose(first[0], first[1], atol=1e-3)
+
+
+def test_decode_inverts_the_latent_scaling(folder: Path) -> None:
+    pipeline = load(folder)
+    raw = torch.randn(2, 4, 8, 8, generator=seeds(0)[0])
+    mean, std = (torch.tensor(pipeline.vae.config[key]).view(1, -1, 1, 1) for key in ("latents_mean", "latents_std"))
+    with torch.no_grad():
+        expected = (pipeline.vae.decode(raw).sample / 2 + 0.5).clamp(0, 1)
+        assert torch.allclose(pipeline._decode((raw - mean) / std * 0.8), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["DDIM", "EulerDiscrete", "FlowMatchEulerDiscrete"])
+def test_other_schedulers_sample(folder: Path, kind: str) -> None:
+    pipeline = load(folder)
+    pipeline.scheduler = getattr(schedulers, f"{kind}Scheduler")()
+    images = pipeline(labels=["Mass"], batch_size=2, num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 32, 32, 1) and np.isfinite(images).all()
+
+
+def test_images_of_any_kind_embed_alike(folder: Path) -> None:
+    pipeline = load(folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
+    tensor = torch.from_numpy(pixels)
+    expected = pipeline.embed(Image.fromarray(pixels))
+    assert expected.square().mean().item() == pytest.approx(1, abs=1e-3)
+    wide = Image.fromarray(pixels.astype(np.uint16) * 257)
+    for image in (tensor, tensor[None] / 255, tensor.repeat(1, 3, 1, 1), [wide]):
+        assert torch.allclose(pipeline.embed(image), expected, atol=1e-4)
+
+
+def test_bad_arguments_are_named(folder: Path) -> None:
+    pipeline = load(folder)
+    with pytest.raises(ValueError, match=r"Hernia.*Effusion.*Mass"):
+        pipeline(labels=["Hernia"])
+    with pytest.raises(ValueError, match="embedding must be"):
+        pipeline(embedding=torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="of 3 images"):
+        pipeline(embedding=torch.zeros(3, 16), generator=seeds(0, 1))
+    with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
+        pipeline(image=torch.full((8, 8), 200.0))
+
+
+def test_verify_accepts_the_export_and_names_damage(folder: Path, modules: dict) -> None:
+    verify(folder, modules["unet"], modules["conditioner"])
+    for component, value, message in (("vae", float("nan"), "vae.*not finite"), ("unet", 5.0, "unet.*conv_in.bias")):
+        file = folder / component / "diffusion_pytorch_model.safetensors"
+        weights = load_file(file)
+        key = next(k for k in weights if k.endswith("conv_in.bias"))
+        save_file({**weights, key: torch.full_like(weights[key], value)}, file)
+        with pytest.raises(RuntimeError, match=message):
+            verify(folder, modules["unet"], modules["conditioner"])
+        save_file({k: v for k, v in weights.items() if k != key}, file)
+        with pytest.raises(RuntimeError, match=f"{component}.*conv_in.bias"):
+            verify(folder, modules["unet"], modules["conditioner"])
+        save_file(weights, file)
+
+
+@pytest.mark.parametrize("labels", [[], LABELS])
+def test_conditioner_nulls_and_gradients(labels: list[str]) -> None:
+    conditioner = Conditioner(16, 24, labels=labels).to(torch.bfloat16)
+    embedding, hot, drop = torch.randn(2, 16), torch.ones(2, len(labels)), torch.tensor([True, True])
+    tokens = conditioner(embedding, hot, drop, drop)
+    assert tokens.shape == (2, 4 + bool(labels), 24)
+    assert torch.equal(tokens, conditioner.null(2))
+    tokens.sum().backward()
+    assert all(parameter.grad is not None for parameter in conditioner.parameters())
+    assert not torch.equal(conditioner(embedding, hot, ~drop, ~drop), tokens)
+
+
+def test_encoder_takes_crops_of_another_size() -> None:
+    encoder = Encoder(image_size=32, channels=3, options={"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2})
+    crops = torch.rand(2, 1, 16, 16)
+    assert encoder(crops).shape == encoder(crops, resize=False).shape == (2, encoder.embedding_dim)
+    assert not torch.allclose(encoder(crops), encoder(crops, resize=False))
