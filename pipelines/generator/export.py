@@ -137,12 +137,12 @@ def verify(folder: Path, unet: UNet2DConditionModel, conditioner: Conditioner) -
     side = (size, size) if isinstance(size, int) else tuple(size)
     noise = torch.randn(2, unet.config.in_channels, *side, generator=generator).to(unet.device)
     embedding = torch.randn(2, conditioner.config.embedding_dim, generator=generator).to(unet.device)
-    modes = unet.training, conditioner.training
-    unet.eval(), conditioner.eval()
+    modes = {module: module.training for module in (unet, conditioner)}
     try:
-        expected = _forward(unet, conditioner, noise, embedding)
+        expected = _forward(unet.eval(), conditioner.eval(), noise, embedding)
     finally:
-        unet.train(modes[0]), conditioner.train(modes[1])
+        for module, training in modes.items():
+            module.train(training)
     tolerance = 1e-5 if unet.dtype == torch.float32 else 1e-2
     actual = _forward(loaded_unet, loaded_conditioner, noise, embedding)
     if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):

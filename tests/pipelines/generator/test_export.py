@@ -68,10 +68,9 @@ def modules() -> dict:
 
 @pytest.fixture
 def folder(modules: dict, tmp_path: Path) -> Path:
-    path = tmp_path / "export"
     scheduler = schedulers.DPMSolverMultistepScheduler(prediction_type="v_prediction")
-    save_pipeline(path, **modules, scheduler=scheduler, num_inference_steps=3, guidance_scale=1.5)
-    return path
+    save_pipeline(tmp_path / "e", **modules, scheduler=scheduler, num_inference_steps=3, guidance_scale=1.5)
+    return tmp_path / "e"
 
 
 def load(folder: Path):
@@ -86,16 +85,14 @@ def seeds(*numbers: int) -> list[torch.Generator]:
 
 def test_folder_samples_without_the_project(folder: Path, tmp_path: Path) -> None:
     (out := tmp_path / "out").mkdir()
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "hf" / "modules")}
-    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    caches = {"HF_HOME": str(tmp_path / "hf"), "HF_MODULES_CACHE": str(tmp_path / "hf" / "modules")}
+    environment = {**os.environ, **caches, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-I", "-c", ALONE, folder, out], cwd=out, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report.pop("defaults") == [3, 1.5]
-    assert report.pop("outside") == []
-    assert report.pop("default") == 1
+    assert [report.pop(key) for key in ("defaults", "outside", "default")] == [[3, 1.5], [], 1]
     counts = {"nothing": 1, "image": 1, "images": 2, "embedding": 1, "labels": 2}
     assert {name: len(images) for name, images in report.items()} == counts
     assert all(image == ["L", [32, 32]] for images in report.values() for image in images)
@@ -141,7 +138,8 @@ def test_other_schedulers_sample(folder: Path, kind: str) -> None:
     pipeline = load(folder)
     pipeline.scheduler = getattr(schedulers, f"{kind}Scheduler")()
     images = pipeline(labels=["Mass"], batch_size=2, num_inference_steps=2, output_type="np").images
-    assert images.shape == (2, 32, 32, 1) and np.isfinite(images).all()
+    assert images.shape == (2, 32, 32, 1)
+    assert np.isfinite(images).all()
 
 
 def test_images_of_any_kind_embed_alike(folder: Path) -> None:

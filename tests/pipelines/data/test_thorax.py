@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.data.sources.phantom import LABELS, PREVALENCE, STUDIES_PER_PATIENT, render
+from pipelines.data.thorax import LABELS, PREVALENCE, STUDIES_PER_PATIENT, render
 
 FILMS = 240
 

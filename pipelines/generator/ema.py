@@ -1,0 +1,31 @@
+"""Exponential moving average of the fp32 weights, each worker averaging the partition it owns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+RAMP_UP = 0.05  # early on the half-life is this share of the images seen (EDM2, Karras et al. 2024, arXiv 2312.02696)
+
+
+class Ema:
+    """Average of flat partitions, whatever the ZeRO stage cut them into; the half-life is counted in images."""
+
+    def __init__(self, partitions: Sequence[Tensor], halflife_images: float) -> None:
+        self.partitions, self.halflife = list(partitions), halflife_images
+        self.averages = [partition.clone() for partition in partitions]
+
+    @torch.no_grad()
+    def update(self, batch: int, seen: int) -> None:
+        """Take in the weights after a step of `batch` images that brought the total to `seen`."""
+        halflife = max(min(self.halflife, seen * RAMP_UP), 1e-8)
+        torch._foreach_lerp_(self.averages, self.partitions, 1 - 0.5 ** (batch / halflife))
+
+    @torch.no_grad()
+    def distance(self) -> tuple[Tensor, Tensor]:
+        """Squared norms, over this worker's partitions, of average minus weights and of the weights."""
+        gaps = torch._foreach_sub(self.averages, self.partitions)
+        return (torch.stack(torch._foreach_norm(gaps)).square().sum(),
+                torch.stack(torch._foreach_norm(self.partitions)).square().sum())

@@ -1,0 +1,24 @@
+"""diffusers models to and from a stage's folder, wherever it lies."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any, TypeVar
+
+from cluster.storage import Folder
+
+Model = TypeVar("Model")
+
+
+def save_model(folder: Folder, model: Any) -> None:
+    """Write the model's config and safetensors to `folder`/model."""
+    with tempfile.TemporaryDirectory() as aside:
+        model.save_pretrained(aside, safe_serialization=True)
+        (folder / "model").upload(aside)
+
+
+def load_model(folder: Folder, kind: type[Model]) -> Model:
+    """The model of class `kind` that `save_model` wrote below `folder`, on the CPU, in evaluation mode."""
+    with tempfile.TemporaryDirectory() as aside:
+        (folder / "model").download(aside)
+        return kind.from_pretrained(aside, use_safetensors=True).eval()  # type: ignore[attr-defined]

@@ -1,0 +1,58 @@
+"""Fixtures shared by all tests: one small Ray cluster, and settings small enough for seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines.compose import load_settings
+
+REAL_DATA = Path(os.environ.get("RAYOGRAPH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+TINY = (
+    "data.size=32", "data.images=160", "data.shard_rows=32",
+    "autoencoder.images=128", "autoencoder.channels=[8,16,16]", "autoencoder.batch=16",
+    "encoder.images=128", "encoder.batch=32", "encoder.prototypes=64",
+    "encoder.options={patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}",
+    "denoiser.channels=[16,32]", "denoiser.attention=[false,true]", "denoiser.norm_groups=8", "denoiser.head_dim=8",
+    "denoiser.cross_attention_dim=32",
+    "trainer.images=256", "trainer.batch=32", "trainer.checkpoint_every=64", "trainer.log_every=32",
+    "sample.n=48", "sample.shard_rows=16", "sample.batch=8", "sample.steps=4",
+    "evaluate.n=40", "evaluate.pairs=10",
+    "finetune.images=256", "finetune.batch=32", "finetune.channels=[8,16]",
+)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Settings of a phantom run that takes seconds; more overrides may be given."""
+
+    def compose(*overrides: str):
+        return load_settings(*TINY, f"storage={tmp_path}", "name=run", *overrides)
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """The one Ray cluster of a test session; stages find it and leave it running."""
+    import ray
+
+    ray.init(num_cpus=4, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False,
+             logging_level="warning")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def real_data():
+    """Path of a real data set below RAYOGRAPH_TEST_DATA (or ../shared/data)."""
+
+    def find(name: str) -> Path:
+        if not (REAL_DATA / name).exists():
+            pytest.skip(f"{REAL_DATA / name} is not here; set RAYOGRAPH_TEST_DATA")
+        return REAL_DATA / name
+
+    return find
