@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 def absolute(uri: str) -> str:
     """`uri` with a local path made absolute, so that it means the same in every process of a cluster."""
-    if "://" in uri:
-        return uri.removeprefix("file://") if uri.startswith("file://") else uri.rstrip("/")
-    return os.path.abspath(os.path.expanduser(uri))
+    uri = uri.removeprefix("file://")
+    return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 class Folder:

@@ -55,18 +55,22 @@ def main() -> None:
         sys.exit(0)
     command, *overrides = arguments
     if command != "run" and command not in STAGES:
-        fail(f"{command!r} is no stage; known are: run, {', '.join(STAGES)}")
+        sys.exit(mistake(f"{command!r} is no stage; known are: run, {', '.join(STAGES)}"))
     sys.exit(_hydra(command, overrides))
 
 
-def fail(message: str) -> None:
-    print(f"rayograph: {message}", file=sys.stderr)
-    sys.exit(2)
+def mistake(message: str) -> int:
+    """Tell the user, on one line, what to mend; returns the exit code."""
+    lines = (line.strip() for line in message.splitlines())
+    print("rayograph:", "; ".join(line for line in lines if line), file=sys.stderr)
+    return 2
 
 
 def _hydra(command: str, overrides: list[str]) -> int:
     """Let Hydra compose the settings and call the command with them (several times under --multirun)."""
     import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     from pipelines.compose import register_schema
 
@@ -77,11 +81,14 @@ def _hydra(command: str, overrides: list[str]) -> int:
         codes.append(_execute(command, config))
 
     sys.argv = [f"rayograph {command}", *overrides]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     try:
         hydra.main(version_base="1.3", config_path="pkg://pipelines.conf", config_name="config")(task)()
-    except SystemExit as stop:  # Hydra has printed what is wrong with the command line
-        return 2 if stop.code == 1 else int(stop.code or 0)
+    except (HydraException, OmegaConfBaseException) as error:
+        message, _, _ = str(error).partition("Config search path")
+        return mistake(f"{message}\n{error.__cause__ or ''}")
+    except SystemExit as stop:  # argparse has printed what is wrong with the command line
+        return int(stop.code or 0)
     return max(codes, default=0)
 
 
@@ -104,8 +111,7 @@ def _execute(command: str, config: Any) -> int:
             run.run_stages(settings, [command], redo=settings.changed == "redo")
         return 0
     except ValueError as error:
-        print(f"rayograph: {error}", file=sys.stderr)
-        return 2
+        return mistake(str(error))
     except KeyboardInterrupt:
         print("rayograph: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

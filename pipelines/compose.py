@@ -29,7 +29,7 @@ def to_settings(config: DictConfig) -> Settings:
     assert isinstance(settings, Settings)
     settings.check()
     settings.storage = absolute(settings.storage)
-    if settings.data.root is not None:
+    if settings.data.root:
         settings.data.root = absolute(settings.data.root)
     return settings
 

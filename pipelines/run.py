@@ -34,6 +34,7 @@ def run_stages(settings: Settings, stages: Iterable[str], *, redo: bool) -> bool
     Raises ValueError when an input outside `stages` is missing or made with other settings, and, unless `redo`, when a
     stage's folder holds work of other settings.
     """
+    order(settings)
     plan = Plan(settings)
     plan.folder.check_writable()
     pending = [stage for stage in stages if not plan.is_done(stage)]
@@ -43,6 +44,7 @@ def run_stages(settings: Settings, stages: Iterable[str], *, redo: bool) -> bool
     if not pending:
         return False
     plan.check_inputs(pending[0])
+    plan.check_stale(pending[0], redo=redo)
     from cluster.session import session
 
     with session() as resources:

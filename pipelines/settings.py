@@ -234,8 +234,10 @@ class Finetune(Fitting):
 
 @dataclass
 class Publish:
-    target: str = "local"  # local, or a Hub namespace to push to (private repositories)
+    target: str = "local"  # local, or the Hub user or organisation to push to
+    private: bool = True
     license: str = "other"
+    allow: list[str] = field(default_factory=list)  # names of gates that may fail and still be pushed
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """What a stage is given, what it leaves behind, and when its work is already done.
 
 A stage that ran to its end leaves `stage.json`; one that began leaves `begun.json`. Both carry the fingerprint of the
-settings and inputs it was made from, so nothing half-written and nothing of other settings is ever taken for its result.
+settings and inputs it was made from, so nothing half-written and nothing of other settings is ever taken for its
+result.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,11 +45,15 @@ class Stage:
         assert stage in self.settings.graph[self.name].needs, f"{self.name} does not declare that it needs {stage}"
         return run_folder(self.settings) / stage
 
-    def metrics_of(self, stage: str) -> Metrics:
-        """The metrics of a finished stage of this run."""
-        record = (run_folder(self.settings) / stage).read_json("stage.json")
+    def record_of(self, stage: str) -> dict[str, Any]:
+        """stage.json of a stage that this one needs."""
+        record = self.input(stage).read_json("stage.json")
         assert record is not None, f"{stage} has no stage.json"
-        return record["metrics"]
+        return record
+
+    def metrics_of(self, stage: str) -> Metrics:
+        """The figures of a stage that this one needs."""
+        return self.record_of(stage)["metrics"]
 
 
 def run_folder(settings: Settings) -> Folder:
@@ -94,16 +99,20 @@ class Plan:
     def differences(self, stage: str) -> str:
         """In words, why what lies in the stage's folder is not what the present settings ask for."""
         folder = self.folder / stage
-        begun = folder.read_json("begun.json") or folder.read_json("stage.json") or {}
+        begun = folder.read_json("begun.json") or folder.read_json("stage.json")
+        if begun is None:
+            return "only a part of it is left"
         before, now = begun.get("settings", {}), json.loads(json.dumps(self.chosen(stage), default=str))
-        changed = [f"{k} {before.get(k)} → {now.get(k)}" for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-        return ", ".join(changed) or "its inputs changed"
+        changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+        return ", ".join(f"{k} {before.get(k)} → {now.get(k)}" for k in changed) or "its inputs changed"
 
     def is_stale(self, stage: str) -> bool:
         """Whether the stage's folder holds work, finished or not, of other settings or inputs."""
         folder = self.folder / stage
         begun = folder.read_json("begun.json") or folder.read_json("stage.json")
-        return begun is not None and begun["fingerprint"] != self.fingerprint(stage)
+        if begun is None:  # `begin` writes before any stage does, so a clearing that was cut off has left this
+            return bool(folder.names())
+        return begun["fingerprint"] != self.fingerprint(stage)
 
     def check_inputs(self, stage: str) -> None:
         """Raise ValueError naming the first input that is missing or of other settings."""
@@ -114,13 +123,17 @@ class Plan:
             raise ValueError(f"{stage} needs {need}, which {why} in {self.folder.uri}; "
                              f"run `rayograph {need}` or `rayograph run` with the same settings first")
 
+    def check_stale(self, stage: str, *, redo: bool) -> None:
+        """Raise ValueError when the stage's folder holds work of other settings that may not be replaced."""
+        if self.is_stale(stage) and not redo:
+            raise ValueError(f"{(self.folder / stage).uri} was made with other settings ({self.differences(stage)}); "
+                             "add changed=redo to replace it, or choose another name=")
+
     def begin(self, stage: str, *, redo: bool) -> None:
         """Make the stage's folder ready: go on where the same work was cut off, clear work of other settings."""
         folder = self.folder / stage
+        self.check_stale(stage, redo=redo)
         if self.is_stale(stage):
-            if not redo:
-                raise ValueError(f"{folder.uri} was made with other settings ({self.differences(stage)}); "
-                                 "add changed=redo to replace it, or choose another name=")
             say(f"{stage}: {self.differences(stage)}; starts anew")
             folder.remove("stage.json")
             folder.clear()
@@ -166,7 +179,3 @@ def code_version() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return code
 
-
-def plain(settings: Any) -> Any:
-    """A settings dataclass as plain containers."""
-    return asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else settings

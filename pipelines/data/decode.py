@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pipelines.settings import Data
 
+if TYPE_CHECKING:
+    from pydicom.uid import UID
+
 Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is checked before any pixel is decoded
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # nothing else that Pillow would read, or run a program for, by content
 PERCENTILES = (0.5, 99.5)  # of more than 8 bits, mapped to 0 and 255
 
 
@@ -66,19 +71,22 @@ def _check_size(width: int, height: int, settings: Data) -> None:
 
 def _picture(content: bytes, settings: Data) -> _Gray:
     try:
-        image = Image.open(io.BytesIO(content))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise Refused("not_an_image", f"starts with {content[:8]!r}; JPEG, PNG, TIFF and DICOM are read") from error
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Exception as error:  # Pillow's readers raise many kinds
+        raise Refused("not_an_image", f"starts with {content[:8]!r}; read are DICOM, {', '.join(FORMATS)}") from error
     _check_size(*image.size, settings)
     original = image.size
     image.draft("L", (settings.size, settings.size))  # JPEG is scaled in the DCT domain
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:
         raise Refused("truncated", str(error)) from error
     if image.mode.startswith("I") or image.mode == "F":
         return _Gray(Image.fromarray(to_8bit(np.asarray(image, np.float32))), original)
-    return _Gray(image.convert("L"), original)
+    try:
+        return _Gray(image.convert("L"), original)
+    except ValueError as error:
+        raise Refused("unsupported", str(error)) from error
 
 
 def _is_dicom(content: bytes) -> bool:
@@ -87,28 +95,44 @@ def _is_dicom(content: bytes) -> bool:
 
 def _dicom(content: bytes, settings: Data) -> _Gray:
     import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+    from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     try:
         dataset = pydicom.dcmread(io.BytesIO(content), force=True)
-        width, height = int(dataset.Columns), int(dataset.Rows)
+        width, height, frames = int(dataset.Columns), int(dataset.Rows), int(dataset.get("NumberOfFrames") or 1)
+        if not dataset.file_meta.get("TransferSyntaxUID"):  # written before files had a head of their own
+            implicit = dataset.original_encoding[0]
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
     except Exception as error:
         raise Refused("not_an_image", f"DICOM without a readable image: {error}") from error
     _check_size(width, height, settings)
+    if frames != 1:
+        raise Refused("unsupported", f"{frames} frames; one is read")
+    if not _can_decode(syntax):
+        raise Refused("unsupported", f"no decoder is installed for the transfer syntax {syntax.name}")
     try:
         pixels = dataset.pixel_array
-        if pixels.ndim == 3 and int(dataset.get("SamplesPerPixel", 1)) == 3:
-            return _Gray(Image.fromarray(to_8bit(pixels.astype(np.float32).mean(-1))), (width, height))
-        if pixels.ndim != 2:
-            raise Refused("unsupported", f"{pixels.ndim}-dimensional pixel data; one frame is read")
+        if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
+            pixels = apply_color_lut(pixels, dataset)
+        if pixels.ndim == 3:
+            return _Gray(Image.fromarray(to_8bit(pixels[..., :3].astype(np.float32).mean(-1))), (width, height))
         values = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset).astype(np.float32)
-    except Refused:
-        raise
     except Exception as error:  # pydicom's decoders raise many kinds
         raise Refused("truncated", f"pixel data cannot be decoded: {error}") from error
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
         values = values.max() - values
     return _Gray(Image.fromarray(to_8bit(values)), (width, height))
+
+
+def _can_decode(syntax: UID) -> bool:
+    from pydicom.pixels import get_decoder
+
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
 
 
 def to_8bit(values: np.ndarray) -> np.ndarray:

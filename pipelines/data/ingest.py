@@ -146,13 +146,14 @@ def check(counts: Metrics, quarantine: Folder, settings: Data) -> None:
     seen = counts["images"] + counts["quarantined"]
     told = ", ".join(f"{n} {reason}" for reason, n in counts["reasons"].items())
     if bad:
-        worst = [row for row in read_table(quarantine).to_pylist() if row["reason"] != "duplicate"][0]
+        worst = next(row for row in read_table(quarantine).to_pylist() if row["reason"] != "duplicate")
         told += f" (for one {worst['uri']}: {worst['reason']}, {worst['detail']})"
     if bad > settings.max_bad_fraction * seen:
-        raise ValueError(f"{bad} of {seen} images are bad, more than data.max_bad_fraction={settings.max_bad_fraction}: "
-                         f"{told}; all are listed in {quarantine.uri}")
+        raise ValueError(f"{bad} of {seen} images are bad, more than data.max_bad_fraction="
+                         f"{settings.max_bad_fraction}: {told}; all are listed in {quarantine.uri}")
     empty = [name for name in SPLITS if not counts["splits"].get(name)]
     if empty:
-        raise ValueError(f"no usable image is left for {' and '.join(empty)} out of {seen}; quarantined: {told or 'none'}")
+        raise ValueError(f"no usable image is left for {' and '.join(empty)} out of {seen}; "
+                         f"quarantined: {told or 'none'}")
     if told:
         say(f"ingest: in quarantine {told}")

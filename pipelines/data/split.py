@@ -37,8 +37,8 @@ def assign(manifest: pa.Table, settings: Data) -> pa.Table:
     for patient, split in zip(patients, manifest["split"].to_pylist(), strict=True):
         given.setdefault(patient, set()).update({split} - {None})
     if len(given) < len(SPLITS):
-        raise ValueError(f"{manifest.num_rows} image(s) of {len(given)} patient(s) in {_where(settings)}: train, val and "
-                         "test need one patient each at least")
+        raise ValueError(f"{manifest.num_rows} image(s) of {len(given)} patient(s) in {_where(settings)}: train, val "
+                         "and test need one patient each at least")
     torn = [patient for patient, splits in given.items() if len(splits) > 1]
     if torn:
         say(f"{len(torn)} patients are in several of the source's splits; each goes to the most held-out one")
@@ -53,13 +53,17 @@ def assign(manifest: pa.Table, settings: Data) -> pa.Table:
 
 
 def _hold_out(chosen: dict[str, str | None], split: str, share: float, *, official: bool) -> None:
-    """Give `split` its share of the patients that are free, at least one; nothing where the source filled it."""
+    """Give `split` its share of the patients that are free, at least one; nothing where the source filled it.
+
+    One patient each stays for the splits still to be filled.
+    """
     if split in chosen.values():
         return
     free = sorted((p for p, s in chosen.items() if s is None or (official and s == "train")), key=_position)
-    start = 0.5 if split == "val" else 0.0  # val and test take different stretches of [0, 1)
-    taken = [p for p in free if start <= _position(p) < start + share]
-    for patient in taken or free[:1]:
+    start = 1 - share if split == "val" else 0.0  # val and test take different ends of [0, 1)
+    taken = [p for p in free if start <= _position(p) < start + share] or free[:1]
+    others = 2 if split == "test" and "val" not in chosen.values() else 1
+    for patient in taken[: max(1, len(free) - others)]:
         chosen[patient] = split
 
 

@@ -80,6 +80,10 @@ class Engine:
             torch.distributed.all_reduce(parts)
         return (parts[0] / parts[1]).sqrt().item()
 
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient over all workers, before clipping."""
+        return float(self.engine.get_global_grad_norm())
+
     def _gather(self, buffers: list[Tensor]) -> Tensors:
         from deepspeed.utils import safe_get_full_fp32_param
 

@@ -24,10 +24,14 @@ WARMUP_FRACTION = 0.05
 LOG_SECONDS = 5.0
 
 
+def bf16_is_fast() -> bool:
+    """Whether this process's hardware multiplies bfloat16."""
+    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def autocast() -> contextlib.AbstractContextManager:
-    """bfloat16 where the hardware multiplies it; float32 elsewhere."""
-    bf16 = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast(device(), torch.bfloat16) if bf16 else contextlib.nullcontext()
+    """bfloat16 where it is fast; float32 elsewhere."""
+    return torch.autocast(device(), torch.bfloat16) if bf16_is_fast() else contextlib.nullcontext()
 
 
 def to_device(images: np.ndarray, where: str) -> Tensor:

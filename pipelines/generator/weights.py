@@ -21,4 +21,4 @@ def load_model(folder: Folder, kind: type[Model]) -> Model:
     """The model of class `kind` that `save_model` wrote below `folder`, on the CPU, in evaluation mode."""
     with tempfile.TemporaryDirectory() as aside:
         (folder / "model").download(aside)
-        return kind.from_pretrained(aside, use_safetensors=True).eval()  # type: ignore[attr-defined]
+        return kind.from_pretrained(aside, use_safetensors=True, low_cpu_mem_usage=False).eval()  # type: ignore[attr-defined]

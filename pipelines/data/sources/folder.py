@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cluster.storage import Folder
@@ -34,9 +33,7 @@ def manifest(settings: Data, seed: int) -> pa.Table:
     from pipelines.data.records import MANIFEST
 
     root = _root(settings)
-    paths = [path for path, _ in _listing(root)][: settings.images]
-    if not paths:
-        raise ValueError(f"data.root={root!r} holds no image ({', '.join(SUFFIXES)})")
+    paths = sorted(sorted((path for path, _ in _listing(root)), key=_shuffled)[: settings.images])
     patients = _patients(paths, settings.patient_regex)
     rows = [
         {"source": "folder", "uri": f"{root}/{path}", "path": path, "patient_id": patient, "study_id": None,
@@ -63,19 +60,28 @@ def _root(settings: Data) -> str:
     return settings.root
 
 
-@lru_cache(maxsize=1)
 def _listing(root: str) -> list[tuple[str, int]]:
-    """Relative path and size of every image file, sorted by path."""
+    """Relative path and size of every image file that is not hidden, sorted by path; ValueError when there is none."""
     from pyarrow.fs import FileSelector, FileType
 
     folder = Folder(root)
     try:
         found = folder.filesystem.get_file_info(FileSelector(folder.path, recursive=True))
+        files = [(f.path[len(folder.path) :].strip("/"), f.size) for f in found if f.type == FileType.File]
     except OSError as error:
         raise ValueError(f"data.root={root!r} cannot be read: {error}") from error
-    return sorted((f.path[len(folder.path) :].strip("/"), f.size) for f in found
-                  if f.type == FileType.File and not f.base_name.startswith(".")
-                  and f.base_name.lower().endswith(SUFFIXES))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data.root={root!r} holds a file whose name is not UTF-8: {error.object!r}") from error
+    images = sorted((path, size) for path, size in files
+                    if path.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in path.split("/")))
+    if not images:
+        raise ValueError(f"data.root={root!r} holds no image ({', '.join(SUFFIXES)})")
+    return images
+
+
+def _shuffled(path: str) -> str:
+    """Sort key by which the first `data.images` are a fair draw from all folders, the same whatever else there is."""
+    return hashlib.sha256(path.encode()).hexdigest()
 
 
 def _place(path: str) -> tuple[str | None, list[str]]:

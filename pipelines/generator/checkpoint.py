@@ -1,0 +1,50 @@
+"""Portable checkpoints: whole tensors by parameter name in safetensors, and a small JSON beside them.
+
+A checkpoint is the same for any number of workers and any ZeRO stage, and holds no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from pipelines.generator.engine import Tensors
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far training is, and what it is the training of."""
+
+    images: int
+    steps: int
+    fingerprint: str
+
+
+def name(images: int) -> str:
+    """Directory name of a checkpoint; names sort by images."""
+    return f"images-{images:012d}"
+
+
+def save(folder: Path, state: dict[str, Tensors], cursor: Cursor) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, tensors in state.items():
+        save_file(tensors, folder / f"{part}.safetensors")
+    (folder / STATE).write_text(json.dumps(vars(cursor)))
+
+
+def load(folder: Path, fingerprint: str) -> tuple[dict[str, Tensors], Cursor]:
+    """The state and cursor of a checkpoint.  Raises ValueError when it is of another training."""
+    cursor = read_cursor(folder)
+    if cursor.fingerprint != fingerprint:
+        raise ValueError(f"{folder} is a checkpoint of other settings or inputs ({cursor.fingerprint}, "
+                         f"not {fingerprint}); add changed=redo to start anew, or choose another name=")
+    return {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}, cursor
+
+
+def read_cursor(folder: Path) -> Cursor:
+    return Cursor(**json.loads((folder / STATE).read_text()))

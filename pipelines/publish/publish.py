@@ -1,0 +1,47 @@
+"""Stage `publish`: a generator and a corpus that stand alone, each with its card; local, or pushed to the Hub."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from cluster.storage import Folder
+from pipelines.progress import say
+from pipelines.publish.card import corpus_card, generator_card
+from pipelines.publish.gate import failed_gates
+from pipelines.stage import Metrics, Stage, run_folder
+
+
+def publish(stage: Stage) -> Metrics:
+    """Returns the number of images and files, where they went, and the privacy gates that failed.
+
+    Raises:
+        ValueError: a push to the Hub is asked for and a gate fails that `publish.allow` does not name.
+    """
+    settings = stage.settings.publish
+    figures = stage.input("report").read_json("metrics.json") or {}
+    failed = failed_gates(figures)
+    for gate, why in failed.items():
+        say(f"publish: the gate {gate!r} fails: {why}")
+    refused = sorted(set(failed) - set(settings.allow))
+    if settings.target != "local" and refused:
+        raise ValueError(f"nothing is pushed: {'; '.join(f'{gate}: {failed[gate]}' for gate in refused)}; "
+                         f"publish.allow=[{','.join(refused)}] pushes all the same")
+    record = stage.record_of("train")
+    cards = {"generator": generator_card(stage.settings, figures, record, failed),
+             "corpus": corpus_card(stage.settings, figures, record, failed)}
+    files = 0
+    for part, source in (("generator", stage.input("train") / "generator"), ("corpus", stage.input("sample") / "corpus")):
+        with tempfile.TemporaryDirectory() as aside:
+            local = Path(aside)
+            source.download(local / "data" if part == "corpus" else local)
+            (local / "README.md").write_text(cards[part])
+            Folder(f"{stage.folder.uri}/{part}").upload(local)
+            files += sum(path.is_file() for path in local.rglob("*"))
+            if settings.target != "local":
+                from pipelines.publish.hub import push
+
+                push(local, f"{settings.target}/{stage.settings.name}-{part}",
+                     "model" if part == "generator" else "dataset", private=settings.private)
+    return {"images": figures["sample"]["images"], "files": files, "failed_gates": sorted(failed),
+            "where": run_folder(stage.settings).uri + "/publish" if settings.target == "local" else settings.target}

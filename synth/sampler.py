@@ -1,0 +1,62 @@
+"""Images from a generator, one seed an image: image k of a seed is the same in any batch, shard or number of actors."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cluster.session import device
+from cluster.storage import Folder
+from pipelines.generator.export import load_pipeline
+from pipelines.generator.fit import bf16_is_fast, step_seed
+from synth.strategies import Condition
+
+
+class Sampler:
+    """A generator ready to sample in batches of one fixed size."""
+
+    def __init__(self, generator: Folder, steps: int, guidance: float, batch: int) -> None:
+        self.steps, self.guidance, self.batch = steps, guidance, batch
+        with tempfile.TemporaryDirectory() as aside:
+            generator.download(aside)
+            self.pipeline = load_pipeline(Path(aside)).to(device())
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.vae.to(memory_format=torch.channels_last)
+        if bf16_is_fast():
+            self.pipeline.unet.to(torch.bfloat16)
+            self.pipeline.conditioner.to(torch.bfloat16)
+
+    def sample(self, conditions: Sequence[Condition], seed: int, indices: Sequence[int]) -> np.ndarray:
+        """uint8 images (N, H, W) of the conditions, image `indices[k]` of the run `seed` each.
+
+        Short batches are filled up to the fixed size, so that no image depends on how many are sampled beside it.
+        """
+        images = []
+        for start in range(0, len(conditions), self.batch):
+            part = list(conditions[start : start + self.batch])
+            filled = part + [part[-1]] * (self.batch - len(part))
+            noise = [self._noise(seed, index) for index in indices[start : start + self.batch]]
+            noise += [noise[-1]] * (self.batch - len(noise))
+            found = self.pipeline(
+                embedding=torch.from_numpy(np.stack([c.embedding for c in filled])),
+                labels=torch.from_numpy(np.stack([c.labels for c in filled])) if self._uses_labels else None,
+                latents=torch.stack(noise),
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance,
+                output_type="pt",
+            ).images
+            images.append((found[: len(part), 0] * 255).round().to(torch.uint8).cpu().numpy())
+        return np.concatenate(images)
+
+    @property
+    def _uses_labels(self) -> bool:
+        return bool(self.pipeline.conditioner.config.labels)
+
+    def _noise(self, seed: int, index: int) -> torch.Tensor:
+        config = self.pipeline.unet.config
+        generator = torch.Generator().manual_seed(step_seed(seed, index))
+        return torch.randn(config.in_channels, *config.sample_size, generator=generator)
