@@ -1,4 +1,4 @@
-"""What a stage shows while it works and the record it keeps: a bar on a terminal, plain lines elsewhere, metrics.jsonl."""
+"""What a stage shows while it works (a bar on a terminal, plain lines elsewhere) and the record it keeps."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def run_stages(settings: Settings, stages: Iterable[str], *, redo: bool) -> bool
     Raises ValueError when an input outside `stages` is missing or made with other settings, and, unless `redo`, when a
     stage's folder holds work of other settings.
     """
-    order(settings)
+    order(settings)  # raises on a circle
     plan = Plan(settings)
     plan.folder.check_writable()
     pending = [stage for stage in stages if not plan.is_done(stage)]
@@ -45,6 +45,7 @@ def run_stages(settings: Settings, stages: Iterable[str], *, redo: bool) -> bool
         return False
     plan.check_inputs(pending[0])
     plan.check_stale(pending[0], redo=redo)
+    plan.fingerprint(pending[0])  # reads the source: a wrong data.root is told before Ray starts
     from cluster.session import session
 
     with session() as resources:

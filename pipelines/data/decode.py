@@ -90,7 +90,7 @@ def _picture(content: bytes, settings: Data) -> _Gray:
 
 
 def _is_dicom(content: bytes) -> bool:
-    return content[128:132] == b"DICM" or content[:4] in (b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x00\x00")
+    return content[128:132] == b"DICM" or content[:2] in (b"\x02\x00", b"\x08\x00")  # the first group, with no head
 
 
 def _dicom(content: bytes, settings: Data) -> _Gray:

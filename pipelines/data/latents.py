@@ -65,7 +65,8 @@ class Read:
         flat = pa.array([image.tobytes() for image in decoded], pa.binary())
         side = pa.array([decoded.shape[-1]] * len(decoded), pa.int32())
         shard = pa.array([index] * len(decoded), pa.int32())
-        return table.select(KEPT).append_column("pixels", flat).append_column("side", side).append_column("shard", shard)
+        kept = table.select(KEPT)
+        return kept.append_column("pixels", flat).append_column("side", side).append_column("shard", shard)
 
 
 class Encode:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from cluster.storage import Folder
@@ -82,7 +83,8 @@ def nearest(synthetic: np.ndarray, train: np.ndarray, distances: np.ndarray, col
     """
     bands = -(-len(synthetic) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure((1.45 * columns, 3.15 * bands), layout="constrained")
+        layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.02, wspace=0, hspace=0)  # pads in inches
+        figure = Figure((1.45 * columns, 3.15 * bands), layout=layout)
         for band, part in enumerate(figure.subfigures(bands, 1, squeeze=False)[:, 0]):
             grid = part.subplots(2, columns)
             for column in range(columns):
@@ -94,9 +96,9 @@ def nearest(synthetic: np.ndarray, train: np.ndarray, distances: np.ndarray, col
                     if k < len(images):
                         axes.imshow(images[k, 0], cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
                 if k < len(distances):
-                    grid[0, column].set_title(f"distance {distances[k]:.2f}", fontsize=8)
+                    grid[0, column].set_title(f"distance {distances[k]:.2f}", fontsize=11)
             for row, (name, color) in enumerate((("synthetic", SYNTHETIC), ("nearest train", REAL))):
-                grid[row, 0].set_ylabel(name, color=color)
+                grid[row, 0].set_ylabel(name, color=color, fontsize=11)
         return _png(figure)
 
 

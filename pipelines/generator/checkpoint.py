@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from pipelines.generator.engine import Tensors
 
 STATE = "state.json"
+PREFIX = "images-"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Cursor:
 
 def name(images: int) -> str:
     """Directory name of a checkpoint; names sort by images."""
-    return f"images-{images:012d}"
+    return f"{PREFIX}{images:012d}"
 
 
 def save(folder: Path, state: dict[str, Tensors], cursor: Cursor) -> None:

@@ -36,7 +36,7 @@ def build(settings: DenoiserSettings, latent: tuple[int, int, int], embedding_di
         down_block_types=down,
         up_block_types=up,
         layers_per_block=settings.layers,
-        attention_head_dim=tuple(max(c // settings.head_dim, 1) for c in settings.channels),  # diffusers' name for heads
+        attention_head_dim=tuple(max(c // settings.head_dim, 1) for c in settings.channels),  # the number of heads
         norm_num_groups=settings.norm_groups,
         cross_attention_dim=settings.cross_attention_dim,
     )

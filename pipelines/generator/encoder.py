@@ -128,7 +128,7 @@ class Dino(nn.Module):
         terms = [-(target * F.log_softmax(student.float() / STUDENT_TEMPERATURE, dim=-1)).sum(-1).mean()
                  for t, target in enumerate(targets) for s, student in enumerate(students) if s != t]
         dino = torch.stack(terms).mean()
-        spread = sum(koleo(half.float()) for half in features.chunk(2)) / 2
+        spread = torch.stack([koleo(half.float()) for half in features.chunk(2)]).mean()
         return {"loss": dino + self.settings.koleo_weight * spread, "dino": dino.detach(), "koleo": spread.detach()}
 
 

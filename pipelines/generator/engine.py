@@ -36,7 +36,8 @@ class Engine:
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         optimizer = torch.optim.AdamW(module.parameters(), settings.lr, weight_decay=settings.weight_decay,
                                       betas=(0.9, 0.99), fused=True)
-        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(settings, world))
+        config = deepspeed_config(settings, world)
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         self._named = [(names[id(parameter)], parameter) for parameter in self.engine.module.parameters()]
         zero = self.engine.optimizer
         flat = zero.fp32_partitioned_groups_flat if settings.zero_stage == 3 else zero.single_partition_of_fp32_groups

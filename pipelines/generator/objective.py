@@ -36,15 +36,21 @@ class Objective:
     def draw(self, shape: tuple[int, ...], seed: int, cursor: int, rank: int = 0, world: int = 1) -> Draw:
         """This rank's share of what the step at `cursor` images draws for a global batch of `shape` (B, c, h, w)."""
         generator = torch.Generator(self.device).manual_seed(step_seed(seed, cursor))
-        place = {"generator": generator, "device": self.device}
         batch = shape[0]
         share = slice(rank * batch // world, (rank + 1) * batch // world)
+
+        def normal() -> Tensor:
+            return torch.randn(shape, generator=generator, device=self.device)[share]
+
+        def uniform() -> Tensor:
+            return torch.rand(batch, generator=generator, device=self.device)[share]
+
         return Draw(
-            posterior=torch.randn(shape, **place)[share],
-            noise=torch.randn(shape, **place)[share],
-            timesteps=torch.randint(self.settings.timesteps, (batch,), **place)[share],
-            drop_embedding=(torch.rand(batch, **place) < self.settings.drop_embedding)[share],
-            drop_labels=(torch.rand(batch, **place) < self.settings.drop_labels)[share],
+            posterior=normal(),
+            noise=normal(),
+            timesteps=(uniform() * self.settings.timesteps).long(),
+            drop_embedding=uniform() < self.settings.drop_embedding,
+            drop_labels=uniform() < self.settings.drop_labels,
         )
 
     def loss(self, model: nn.Module, latents: Tensor, embedding: Tensor, labels: Tensor, draw: Draw) -> Tensor:

@@ -64,6 +64,9 @@ def _fit(job: Job, stage: Stage) -> Folder:
     if wanted > there:
         raise ValueError(f"trainer.workers={wanted}: the cluster has {there} {'GPUs' if resources.gpus else 'CPUs'}")
     checkpoints = stage.folder / "checkpoints"
+    kept = [name for name in checkpoints.names() if name.startswith(checkpoint.PREFIX)]
+    if kept:
+        say(f"train: goes on from the last whole checkpoint of {', '.join(kept)}")
     result = TorchTrainer(
         work,
         train_loop_config={"job": job},
@@ -101,8 +104,6 @@ def work(config: dict[str, Any]) -> None:
     engine = Engine(denoiser, trainer, world)
     if state:
         engine.load(state, cursor.steps)
-        if rank == 0:
-            say(f"train: goes on at {cursor.images:,} of {trainer.images:,} images")
     objective = Objective(job.settings.objective, device())
     mean, std = (torch.tensor(v, device=device()).view(1, -1, 1, 1) for v in (job.latents_mean, job.latents_std))
     log = Log(Journal(job.folder, cursor.images) if rank == 0 else None, reader, world)

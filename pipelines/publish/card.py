@@ -1,4 +1,4 @@
-"""Cards of the published generator and corpus: where they come from, how good, how private, and what they are not for."""
+"""Cards of the published generator and corpus: origin, quality, privacy, and what they are not for."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Figures = dict[str, dict[str, Any]]
 
 LIMITS = """\
 ## Intended use and limits
-For research on medical image analysis: pre-training, augmentation, method development. **Not for diagnosis.** Images are
-synthetic and may show anatomy or disease that no patient has; findings rare in the training data are rarer still here.
+For research on medical image analysis: pre-training, augmentation, method development. **Not for diagnosis.** Images
+are synthetic and may show anatomy or disease that no patient has; findings rare in the training data are rarer here.
 The memorisation check is a heuristic over embeddings and gives no guarantee of privacy in the sense of differential
 privacy."""
 
@@ -42,7 +42,8 @@ def generator_card(settings: Settings, figures: Figures, record: dict[str, Any],
     header = ModelCardData(license=settings.publish.license, library_name="diffusers",
                            tags=["medical", "chest-x-ray", "diffusion", "rayograph"])
     labels = figures.get("ingest", {}).get("labels", {})
-    example = f'\nimages = pipe(labels=["{next(iter(labels))}"]).images' if labels and settings.denoiser.use_labels else ""
+    known = labels and settings.denoiser.use_labels
+    example = f'\nimages = pipe(labels=["{next(iter(labels))}"]).images' if known else ""
     train, autoencoder = figures.get("train", {}), figures.get("autoencoder", {})
     training = _table(("training", "figure"), [
         ("images seen", train.get("images")), ("loss", train.get("loss")), ("parameters", train.get("parameters")),
@@ -56,7 +57,8 @@ def generator_card(settings: Settings, figures: Figures, record: dict[str, Any],
 
 
 def corpus_card(settings: Settings, figures: Figures, record: dict[str, Any], failed: dict[str, str]) -> str:
-    header = DatasetCardData(license=settings.publish.license, tags=["medical", "chest-x-ray", "synthetic", "rayograph"],
+    header = DatasetCardData(license=settings.publish.license,
+                             tags=["medical", "chest-x-ray", "synthetic", "rayograph"],
                              configs=[{"config_name": "default", "data_files": "data/*.parquet"}])
     sampled = figures.get("sample", {})
     making = _table(("sampling", "figure"), [
@@ -82,9 +84,9 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 def _sources(settings: Settings, figures: Figures) -> str:
     ingest = figures.get("ingest", {})
-    return (f"## Data\nLearned from the train split of `{settings.data.source}`: {ingest.get('images', '?')} images of "
-            f"{ingest.get('patients', '?')} patients in all, split by patient ({ingest.get('splits', {})}). The licence "
-            "and the terms of the source data bind what is made from it; check them before passing this on.")
+    return (f"## Data\nLearned from the train split of `{settings.data.source}`: {ingest.get('images', '?')} images "
+            f"of {ingest.get('patients', '?')} patients in all, split by patient ({ingest.get('splits', {})}). The "
+            "licence and the terms of the source data bind what is made from it; check them before passing this on.")
 
 
 def _quality(figures: Figures) -> str:
@@ -95,9 +97,9 @@ def _quality(figures: Figures) -> str:
     utility = _table(("classifier trained on", "AUC", "F1"), [
         (arm, figures.get("finetune", {}).get(arm, {}).get("auc"), figures.get("finetune", {}).get(arm, {}).get("f1"))
         for arm in ("real", "synthetic", "mixed")])
-    return (f"## Quality\nExtractor: {found.get('extractor', 'not measured')}; {found.get('dim', '?')} dimensions; "
-            f"N = {found.get('n', '?')}; reference: {found.get('reference', 'test')} split. Figures of other extractors "
-            f"or N do not compare.\n\n{fidelity}\n\n{utility}")
+    return (f"## Quality\nExtractor: {found.get('extractor', 'not measured')}; "
+            f"{found.get('dim', '?')} dimensions; N = {found.get('n', '?')}; reference: "
+            f"{found.get('reference', 'test')} split. Figures of other extractors or N do not compare.\n\n{fidelity}\n\n{utility}")
 
 
 def _privacy(failed: dict[str, str]) -> str:

@@ -31,7 +31,8 @@ def publish(stage: Stage) -> Metrics:
     cards = {"generator": generator_card(stage.settings, figures, record, failed),
              "corpus": corpus_card(stage.settings, figures, record, failed)}
     files = 0
-    for part, source in (("generator", stage.input("train") / "generator"), ("corpus", stage.input("sample") / "corpus")):
+    sources = {"generator": stage.input("train") / "generator", "corpus": stage.input("sample") / "corpus"}
+    for part, source in sources.items():
         with tempfile.TemporaryDirectory() as aside:
             local = Path(aside)
             source.download(local / "data" if part == "corpus" else local)

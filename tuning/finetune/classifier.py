@@ -12,7 +12,7 @@ import kornia.augmentation as K
 import numpy as np
 import torch
 from safetensors.torch import save
-from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import (

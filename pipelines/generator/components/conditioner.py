@@ -53,7 +53,7 @@ class Conditioner(ModelMixin, ConfigMixin):
         dtype = self.null_embedding.dtype
         projected = self.embedding_proj(self.norm(embedding.to(dtype))).unflatten(1, self.null_embedding.shape[1:])
         tokens = torch.where(drop_embedding[:, None, None], self.null_embedding.to(projected.dtype), projected)
-        if self.label_proj is None:
+        if self.label_proj is None or self.null_label is None:
             return tokens
         label = self.label_proj(labels.to(dtype)).unsqueeze(1)
         label = torch.where(drop_labels[:, None, None], self.null_label.to(label.dtype), label)
@@ -61,5 +61,5 @@ class Conditioner(ModelMixin, ConfigMixin):
 
     def null(self, batch: int) -> Tensor:
         """Returns the tokens (batch, T, C) of the null condition: neither embedding nor labels."""
-        parts = [self.null_embedding] if self.null_label is None else [self.null_embedding, self.null_label]
-        return torch.cat(parts, dim=1).expand(batch, -1, -1)
+        label = [] if self.null_label is None else [self.null_label]
+        return torch.cat([self.null_embedding, *label], dim=1).expand(batch, -1, -1)

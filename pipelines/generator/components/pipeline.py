@@ -85,8 +85,8 @@ class RayographPipeline(DiffusionPipeline):
             if labels.ndim != 2 or labels.shape[1] != len(known):
                 raise ValueError(f"labels must be (B, {len(known)}), not {tuple(labels.shape)}")
             return labels.float()
-        labels = [labels] if isinstance(labels, str) else list(labels)
-        rows = labels if labels and not isinstance(labels[0], str) else [labels]
+        names: list[Any] = [labels] if isinstance(labels, str) else list(labels)
+        rows = names if names and not isinstance(names[0], str) else [names]
         unknown = sorted({name for row in rows for name in row} - set(known))
         if unknown:
             raise ValueError(f"unknown labels {unknown}; known are {known}")
@@ -130,7 +130,9 @@ class RayographPipeline(DiffusionPipeline):
                 sample = scale_input(latents, timestep).to(self.unet.dtype)
                 sample = torch.cat([sample, sample]) if guided else sample
                 output = self.unet(sample, placed_timestep, encoder_hidden_states=tokens).sample.float()
-                output = torch.lerp(*output.chunk(2), float(scale)) if guided else output
+                if guided:
+                    unconditional, conditional = output.chunk(2)
+                    output = torch.lerp(unconditional, conditional, float(scale))
                 latents = scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
                 progress.update()
         return latents

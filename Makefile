@@ -1,0 +1,42 @@
+# Rayograph: what a newcomer types.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DATA   ?=
+NAME   ?= demo
+STORAGE ?= runs
+
+.PHONY: help setup demo test test-slow lint bench clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(VENV)/ready ## Make .venv and install
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+demo: setup ## The whole path on the phantom, or on a folder of X-rays: make demo DATA=PATH
+ifeq ($(DATA),)
+	$(BIN)/rayograph run profile=demo storage=$(STORAGE) name=$(NAME)
+else
+	$(BIN)/rayograph run profile=demo storage=$(STORAGE) name=$(NAME)-$(notdir $(patsubst %/,%,$(DATA))) data=folder data.root=$(DATA)
+endif
+
+test: setup ## All tests but the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup ## The slow ones: minutes each
+	$(BIN)/python -m pytest -m slow
+
+lint: setup ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup ## Speed against named baselines: one JSON line a figure
+	$(BIN)/python -m tests.bench
+
+clean: ## Remove .venv and caches; results in runs/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,123 @@
+import os
+
+import pytest
+
+from cluster import storage
+from cluster.storage import Folder, absolute
+
+
+def test_a_written_file_is_read_back_and_replaced(tmp_path):
+    folder = Folder(str(tmp_path / "new" / "folder"))
+    folder.write("a.bin", b"first")
+    folder.write("a.bin", b"second")
+    assert folder.read("a.bin") == b"second"
+    assert os.listdir(tmp_path / "new" / "folder") == ["a.bin"]
+
+
+def test_a_writer_killed_before_the_commit_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    folder = Folder(str(tmp_path))
+    folder.write("a.bin", b"old")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write("a.bin", b"new and longer")
+    with pytest.raises(KeyboardInterrupt):
+        folder.write("b.bin", b"never seen before")
+    assert folder.read("a.bin") == b"old"
+    assert not folder.exists("b.bin")
+    assert len(list(tmp_path.iterdir())) == 3, "the leftovers lie aside"
+    assert folder.names() == ["a.bin"]
+    assert folder.names(".bin") == ["a.bin"]
+    assert folder.names(".tmp") == []
+
+
+def test_names_are_sorted_filtered_and_empty_without_a_folder(tmp_path):
+    folder = Folder(str(tmp_path / "x"))
+    assert folder.names() == []
+    for name in ("b.parquet", "a.parquet", "c.json"):
+        folder.write(name, b"")
+    (folder / "below").write("d.parquet", b"")
+    assert folder.names(".parquet") == ["a.parquet", "b.parquet"]
+    assert folder.names() == ["a.parquet", "b.parquet", "below", "c.json"]
+
+
+def test_json_is_none_where_it_is_missing(tmp_path):
+    folder = Folder(str(tmp_path / "nowhere"))
+    assert folder.read_json("x.json") is None
+    folder.write_json("x.json", {"a": [1, "ä"]})
+    assert folder.read_json("x.json") == {"a": [1, "ä"]}
+    folder.remove("x.json")
+    folder.remove("x.json")
+    assert folder.read_json("x.json") is None
+
+
+@pytest.mark.parametrize("uri", ["runs", "./runs", "runs/", "a/../runs"])
+def test_a_local_path_means_the_same_from_every_working_folder(tmp_path, monkeypatch, uri):
+    monkeypatch.chdir(tmp_path)
+    folder = Folder(uri)
+    monkeypatch.chdir("/")
+    folder.write("x", b"1")
+    assert folder.uri == str(tmp_path / "runs")
+    assert (tmp_path / "runs" / "x").read_bytes() == b"1"
+
+
+def test_absolute_keeps_remote_uris_and_expands_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert absolute("~/runs") == "/home/someone/runs"
+    assert absolute("s3://bucket/prefix/") == "s3://bucket/prefix"
+    assert absolute("file:///data/runs/") == "/data/runs"
+
+
+def test_a_folder_travels_to_other_processes(tmp_path):
+    import pickle
+
+    folder = pickle.loads(pickle.dumps(Folder(str(tmp_path)) / "below"))  # noqa: S301
+    assert folder.uri == f"{tmp_path}/below"
+
+
+def test_clear_removes_all_and_needs_no_folder(tmp_path):
+    folder = Folder(str(tmp_path / "x"))
+    folder.clear()
+    folder.write("a", b"")
+    (folder / "below").write("b", b"")
+    folder.clear()
+    assert folder.names() == []
+
+
+def test_upload_and_download_keep_the_tree(tmp_path):
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    (tmp_path / "from" / "deep" / "a").write_bytes(b"1")
+    folder = Folder(str(tmp_path / "store"))
+    folder.upload(tmp_path / "from")
+    folder.download(tmp_path / "to")
+    assert (tmp_path / "to" / "deep" / "a").read_bytes() == b"1"
+
+
+def test_a_remote_file_system_is_written_and_read(tmp_path):
+    """A stand-in for S3 and HDFS: the way without local renames."""
+    from pyarrow import fs
+
+    folder = Folder("s3://bucket/run")
+    folder.__dict__["_resolved"] = (fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "")
+    folder.write_json("x.json", {"a": 1})
+    assert folder.read_json("x.json") == {"a": 1}
+    assert folder.read_json("y.json") is None
+    assert folder.names() == ["x.json"]
+
+
+def test_unwritable_storage_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match=str(tmp_path / "file" / "runs")):
+        Folder(str(tmp_path / "file" / "runs")).check_writable()
+    Folder(str(tmp_path / "fine")).check_writable()
+    assert Folder(str(tmp_path / "fine")).names() == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        Folder(str(tmp_path)).check_writable()

@@ -1,0 +1,51 @@
+"""Strategies stay on the manifold, keep labels, and name their sources."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from synth.strategies import Pool, find_strategy, slerp
+
+N, D = 40, 16
+
+
+@pytest.fixture
+def pool():
+    embeddings = np.random.default_rng(0).normal(size=(N, D)).astype(np.float16)
+    table = pa.table({
+        "image_id": [f"id{k}" for k in range(N)],
+        "embedding": pa.FixedShapeTensorArray.from_numpy_ndarray(embeddings),
+        "labels": [["sick"] if k % 4 == 0 else [] for k in range(N)],
+    })
+    return Pool(table, ["sick"])
+
+
+@pytest.mark.parametrize("name", ["reconstruction", "interpolation"])
+def test_a_condition_is_a_function_of_its_seed_and_carries_its_sources_labels(pool, name):
+    strategy = find_strategy(name)
+    first, again, other = (strategy(pool, np.random.default_rng([0, index])) for index in (1, 1, 2))
+    assert (first.embedding == again.embedding).all()
+    assert first.sources == again.sources
+    assert not np.array_equal(first.embedding, other.embedding)
+    for seed in range(30):
+        condition = strategy(pool, np.random.default_rng(seed))
+        sick = {int(source[2:]) % 4 == 0 for source in condition.sources}
+        assert sick == {bool(condition.labels[0])}
+
+
+def test_reconstruction_is_a_real_embedding(pool):
+    condition = find_strategy("reconstruction")(pool, np.random.default_rng(3))
+    assert (condition.embedding == pool.embeddings[pool.image_ids.index(condition.sources[0])]).all()
+
+
+def test_slerp_keeps_length_and_meets_its_ends():
+    a, b = np.eye(D, dtype=np.float32)[:2] * 4
+    assert np.allclose(slerp(a, b, 0), a, atol=1e-6)
+    assert np.allclose(slerp(a, b, 1), b, atol=1e-6)
+    assert np.linalg.norm(slerp(a, b, 0.3)) == pytest.approx(4, rel=1e-5)
+    assert np.allclose(slerp(a, a, 0.5), a)
+
+
+def test_an_unknown_strategy_is_named():
+    with pytest.raises(ValueError, match="telepathy"):
+        find_strategy("telepathy")
