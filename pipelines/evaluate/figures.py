@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
 from cluster.storage import Folder
@@ -68,8 +69,8 @@ def curves(journal: Sequence[dict[str, Any]]) -> bytes:
             if key == "images_per_second":
                 axes.set_ylim(bottom=0)
         axes.set_xlabel("images seen")
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         return _png(figure)
 
 

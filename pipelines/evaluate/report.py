@@ -66,8 +66,8 @@ def render(settings: Settings, sheets: list[Picture], drawn: list[Picture], plot
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html.j2").render(
-        settings=settings, date=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()), code=code_version(),
-        versions=sorted({" ".join(record["code"].values()) for record in records}),
+        settings=settings, date=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
+        versions=sorted({" ".join(record["code"].values()) for record in records} or code_version().values()),
         metrics=metrics, headline=headline(metrics), evaluation=evaluation(metrics.get("evaluate", {})),
         finetuning=finetuning(metrics.get("finetune", {})),
         sheets=sheets, drawn=drawn, plots=plots,
@@ -80,7 +80,8 @@ def stage_row(run: Folder, stage: str, metrics: Metrics) -> dict[str, Any]:
     """Seconds, peak memory, images/s (the journal's median where the stage gives none) and figures of one stage."""
     rates = sorted(entry["images_per_second"] for entry in read_journal(run / stage))
     rate = metrics.get("images_per_second", rates[len(rates) // 2] if rates else None)
-    return {"stage": stage, "seconds": metrics["seconds"], "peak": metrics["peak_rss_mb"], "rate": rate,
+    return {"stage": stage, "seconds": metrics["seconds"], "peak": metrics["peak_rss_mb"],
+            "rate": "" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}",
             "figures": figures_of(stage, metrics)}
 
 

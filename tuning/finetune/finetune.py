@@ -1,6 +1,6 @@
 """Stage `finetune`: does a classifier learn from the synthetic images what it learns from the real ones?
 
-Three classifiers see equally many images, repeats counted: of the real train split, of the synthetic corpus, and of both
+Three classifiers see equally many images, repeats counted: of the real train split, of the synthetic corpus, of both
 together. All are judged on the real test split, at thresholds chosen on the real val split. An image without the target
 label counts as negative.
 """

@@ -113,7 +113,8 @@ def test_the_page_tells_the_run(whole):
     report(whole)
     text = text_of(page_of(whole))
     for told in ("run · Rayograph", "profile demo", "6 images of 5 patients", "cut &lt;b&gt;off",
-                 "Fréchet distance 1.58", "real to real 0.277", "4.2% 1.4%", "real images 0.952 0.910 0.900", "Left out: mixed has one class",
+                 "Fréchet distance 1.58", "real to real 0.277", "4.2% 1.4%", "real images 0.952 0.910 0.900",
+                 "Left out: mixed has one class",
                  "Not measured: precision, recall, density and coverage; there are only 2 images",
                  "autoencoder 12.5 1,078 73 PSNR 27.3 dB", "ingest.batch 64", "rayograph run profile=demo",
                  "2 images drawn at random from the test split", "3 images drawn at random from the corpus"):

@@ -119,7 +119,8 @@ def ema_against_reference(rank, world):
         beta = 0.5 ** (BATCH / min(64, (step + 1) * BATCH * 0.05))
         weights = engine.state()["model"]
         expected = {name: beta * expected[name] + (1 - beta) * weights[name] for name in weights}
-    return max((engine.state()["ema"][name] - expected[name]).abs().max().item() for name in expected)
+    found = engine.state()["ema"]
+    return max((found[name] - expected[name]).abs().max().item() for name in expected)
 
 
 def test_ema_is_what_its_definition_says():

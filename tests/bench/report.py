@@ -1,0 +1,27 @@
+"""One JSON line a figure, each a ratio against a named baseline measured in the same run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def emit(bench: str, ratio: float, goal: float, **figures: Any) -> None:
+    """Print one figure; `goal` is the least ratio that is good enough."""
+    print(json.dumps({"bench": bench, "ratio": round(ratio, 3), "goal": goal, "met": ratio >= goal, **figures}),
+          flush=True)
+
+
+def alternate(ours: Callable[[], int], baseline: Callable[[], int], rounds: int) -> tuple[float, float]:
+    """Median images/s of both, run in turn so that the machine's drift meets them alike; one warm-up round each."""
+    rates: tuple[list[float], list[float]] = ([], [])
+    for turn in range(rounds + 1):
+        for kept, run in zip(rates, (ours, baseline), strict=True):
+            start = time.perf_counter()
+            images = run()
+            if turn:
+                kept.append(images / (time.perf_counter() - start))
+    return statistics.median(rates[0]), statistics.median(rates[1])

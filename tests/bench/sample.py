@@ -1,0 +1,60 @@
+"""The sampler against a bare diffusers loop: the same network, solver, steps and guidance."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from report import alternate, emit
+
+from cluster.storage import Folder
+from pipelines.compose import load_settings
+from pipelines.generator.autoencoder import build as build_autoencoder
+from pipelines.generator.components.encoder import Encoder
+from pipelines.generator.denoiser import build
+from pipelines.generator.export import load_pipeline, save_pipeline
+from pipelines.generator.objective import sampling_scheduler
+from synth.sampler import Sampler
+from synth.strategies import Condition
+
+LATENT, WIDTH, ROUNDS = (4, 16, 16), 128, 3
+
+
+def main() -> None:
+    settings = load_settings("profile=demo")
+    batch, steps, guidance = settings.sample.batch, settings.sample.steps, settings.sample.guidance
+    with tempfile.TemporaryDirectory() as aside:
+        denoiser = build(settings.denoiser, LATENT, WIDTH, ["a", "b"])
+        save_pipeline(Path(aside), vae=build_autoencoder(settings.autoencoder, settings.data.size), unet=denoiser.unet,
+                      scheduler=sampling_scheduler(settings.objective), conditioner=denoiser.conditioner,
+                      encoder=Encoder(options=settings.encoder.options), num_inference_steps=steps,
+                      guidance_scale=guidance)
+        sampler = Sampler(Folder(aside), steps, guidance, batch)
+        bare = load_pipeline(Path(aside))
+    condition = Condition(np.random.default_rng(0).normal(size=WIDTH).astype(np.float32), np.array([1, 0], np.float32), ())
+
+    def ours() -> int:
+        return len(sampler.sample([condition] * batch, 0, range(batch)))
+
+    @torch.no_grad()
+    def baseline() -> int:
+        embedding, labels = torch.randn(batch, WIDTH), torch.zeros(batch, 2)
+        keep, drop = torch.zeros(batch, dtype=torch.bool), torch.ones(batch, dtype=torch.bool)
+        context = torch.cat([bare.conditioner(embedding, labels, drop, drop),
+                             bare.conditioner(embedding, labels, keep, keep)])
+        latents = torch.randn(batch, *LATENT)
+        bare.scheduler.set_timesteps(steps)
+        for t in bare.scheduler.timesteps:
+            null, given = bare.unet(torch.cat([latents, latents]), t, encoder_hidden_states=context).sample.chunk(2)
+            latents = bare.scheduler.step(null + guidance * (given - null), t, latents).prev_sample
+        return len(bare.vae.decode(latents).sample)
+
+    rate, plain = alternate(ours, baseline, ROUNDS)
+    emit("sample", rate / plain, 1.0, images_per_second=round(rate, 2), baseline=round(plain, 2), steps=steps,
+         guidance=guidance, against="bare diffusers loop, float32, batched guidance")
+
+
+if __name__ == "__main__":
+    main()
