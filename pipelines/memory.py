@@ -15,7 +15,7 @@ class PeakMemory:
     the memory of the driver's machine only.
     """
 
-    def __init__(self, interval: float = 1.0) -> None:
+    def __init__(self, interval: float = 2.0) -> None:
         self.interval = interval
         self.peak_mb = 0.0
         self._stop = threading.Event()

@@ -43,14 +43,14 @@ class Data:
     root: str | None = None  # folder of the images
     size: int = 64  # pixels, the side of the square images that everything learns from
     images: int | None = None  # how many to take; the phantom has no end of them
-    patient_regex: str | None = None  # its first group (or whole match) in the relative path names the patient
+    patient_regex: str | None = None  # its groups (or whole match) in the relative path name the patient
     deduplicate: bool = True
     target: str | None = None  # the label that classifiers learn; chosen from the labels when null
     val_fraction: float = 0.1  # share of patients, where the source has no split of its own
     test_fraction: float = 0.1
     min_side: int = 16  # pixels; smaller images go to quarantine
     max_pixels: int = 200_000_000  # decompression bombs go to quarantine
-    max_bad_fraction: float = 0.2  # more quarantined images than this stop the run
+    max_bad_fraction: float = execution(0.2)  # more quarantined images than this stop the run
     shard_rows: int = 512
 
     def check(self) -> None:
@@ -224,12 +224,14 @@ class Evaluate:
 @dataclass
 class Finetune(Fitting):
     backbone: str = "scratch"  # scratch (a small ResNet) | encoder (the run's own, frozen)
-    channels: list[int] = field(default_factory=lambda: [32, 64, 128, 256])
+    channels: list[int] = field(default_factory=lambda: [16, 32, 64, 128])  # of the ResNet, one entry a level
 
     def check(self) -> None:
         self.check_fitting("finetune")
         require(self.backbone in ("scratch", "encoder"), "finetune.backbone", self.backbone,
                 "must be scratch or encoder")
+        require(len(self.channels) > 0 and min(self.channels) > 0, "finetune.channels", self.channels,
+                "needs a width above 0 for every level")
 
 
 @dataclass

@@ -16,7 +16,7 @@ from cluster.session import compute, device
 from cluster.storage import Folder
 from pipelines.evaluate import figures
 from pipelines.evaluate.diversity import ms_ssim
-from pipelines.evaluate.features import Features, extract
+from pipelines.evaluate.features import Features, cached, extract
 from pipelines.evaluate.fidelity import frechet_distance, prdc
 from pipelines.evaluate.privacy import memorisation
 from pipelines.generator.encoder import load_encoder
@@ -35,8 +35,8 @@ def evaluate(stage: Stage) -> Metrics:
     A figure that the sets are too small for is absent, and `absent` says why.
     """
     known = stage.record_of("encoder")["metrics"]
-    work = (stage.folder, stage.input("ingest") / "images", stage.input("sample") / "corpus", stage.input("encoder"),
-            stage.settings.evaluate, stage.settings.seed)
+    work = (stage.folder, stage.input("ingest") / "images", stage.input("latents"), stage.input("sample") / "corpus",
+            stage.input("encoder"), stage.settings.evaluate, stage.settings.seed)
     metrics = compute(stage.resources, _make, *work)
     for figure, why in metrics.get("absent", {}).items():
         say(f"evaluate: no {figure}: {why}")
@@ -44,9 +44,11 @@ def evaluate(stage: Stage) -> Metrics:
             "reference": REFERENCE, **metrics}
 
 
-def _make(folder: Folder, images: Folder, corpus: Folder, encoder: Folder, settings: Evaluate, seed: int) -> Metrics:
-    model = load_encoder(encoder).to(device())
-    train, test, synthetic = extract(model, images, "train"), extract(model, images, REFERENCE), extract(model, corpus)
+def _make(
+    folder: Folder, images: Folder, latents: Folder, corpus: Folder, encoder: Folder, settings: Evaluate, seed: int
+) -> Metrics:
+    train, test = cached(latents, "train"), cached(latents, REFERENCE)
+    synthetic = extract(load_encoder(encoder).to(device()), corpus)
     n = min(settings.n, len(train), len(test), len(synthetic))
     random = np.random.default_rng(seed)
     reference, floor, chosen = (part.draw(n, random) for part in (test, train, synthetic))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from cluster.session import device
 from cluster.storage import Folder
-from pipelines.data.tables import pixels, read_shard
+from pipelines.data.tables import pixels, read_shard, read_table, tensors
 from pipelines.generator.components.encoder import Encoder
 from pipelines.generator.encoder import embed
 
@@ -36,21 +35,22 @@ class Features:
         return self.take(random.permutation(len(self))[:n])
 
 
-def extract(model: Encoder, table: Folder, split: str | None = None) -> Features:
-    """Embed the images of a table (of one split where it is given), one shard in memory at a time.
+def cached(latents: Folder, split: str) -> Features:
+    """The embeddings that the stage `latents` keeps of the real images of a split."""
+    table = read_table(latents, ["image_id", "embedding"], split)
+    embeddings = torch.from_numpy(tensors(table, "embedding")).to(device()).float()
+    return Features(table["image_id"].to_pylist(), embeddings)
 
-    Raises:
-        ValueError: There is no such image.
-    """
+
+def extract(model: Encoder, table: Folder) -> Features:
+    """Embed the images of a table, one shard in memory at a time.  Raises ValueError when there is none."""
     ids: list[str] = []
     parts: list[Tensor] = []
     for name in table.names(".parquet"):
-        shard = read_shard(table, name, ["image_id", "image", *(["split"] if split else [])])
-        if split:
-            shard = shard.filter(pc.field("split") == split)
+        shard = read_shard(table, name, ["image_id", "image"])
         if shard.num_rows:
             ids += shard["image_id"].to_pylist()
             parts.append(embed(model, pixels(shard), BATCH).to(device()))
     if not parts:
-        raise ValueError(f"{table.uri} holds no image{f' of the {split} split' if split else ''} to evaluate")
+        raise ValueError(f"{table.uri} holds no image to evaluate")
     return Features(ids, torch.cat(parts))

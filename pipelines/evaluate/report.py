@@ -63,11 +63,12 @@ def render(settings: Settings, sheets: list[Picture], drawn: list[Picture], plot
     run = run_folder(settings)
     metrics = {name: found for name, found in collect(settings).items() if name not in ("report", "publish")}
     records = [record for name in metrics if (record := (run / name).read_json("stage.json"))]
+    codes = [record["code"] for record in records] or [code_version()]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html.j2").render(
         settings=settings, date=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
-        versions=sorted({" ".join(record["code"].values()) for record in records} or code_version().values()),
+        versions=sorted({" ".join(code.values()) for code in codes}),
         metrics=metrics, headline=headline(metrics), evaluation=evaluation(metrics.get("evaluate", {})),
         finetuning=finetuning(metrics.get("finetune", {})),
         sheets=sheets, drawn=drawn, plots=plots,

@@ -99,7 +99,8 @@ def _quality(figures: Figures) -> str:
         for arm in ("real", "synthetic", "mixed")])
     return (f"## Quality\nExtractor: {found.get('extractor', 'not measured')}; "
             f"{found.get('dim', '?')} dimensions; N = {found.get('n', '?')}; reference: "
-            f"{found.get('reference', 'test')} split. Figures of other extractors or N do not compare.\n\n{fidelity}\n\n{utility}")
+            f"{found.get('reference', 'test')} split. Figures of other extractors or N do not compare.\n\n"
+            f"{fidelity}\n\n{utility}")
 
 
 def _privacy(failed: dict[str, str]) -> str:

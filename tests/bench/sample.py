@@ -33,7 +33,8 @@ def main() -> None:
                       guidance_scale=guidance)
         sampler = Sampler(Folder(aside), steps, guidance, batch)
         bare = load_pipeline(Path(aside))
-    condition = Condition(np.random.default_rng(0).normal(size=WIDTH).astype(np.float32), np.array([1, 0], np.float32), ())
+    embedding = np.random.default_rng(0).normal(size=WIDTH).astype(np.float32)
+    condition = Condition(embedding, np.array([1, 0], np.float32), ())
 
     def ours() -> int:
         return len(sampler.sample([condition] * batch, 0, range(batch)))

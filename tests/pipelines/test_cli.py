@@ -127,7 +127,6 @@ def test_a_folder_of_one_image_is_refused_and_named(rayograph, tmp_path, monkeyp
     assert not any("Traceback" in line for line in err)
 
 
-@pytest.mark.xfail(reason="Hydra's job_logging writes cli.log; conf/config.yaml should override it with none")
 def test_nothing_is_left_in_the_working_folder_by_a_mistake(rayograph, tmp_path):
     rayograph("ingest", "data.size=63")
     rayograph("ingest", "--cfg", "job")

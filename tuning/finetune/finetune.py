@@ -110,14 +110,15 @@ def one_class(name: str, counts: dict[str, int], target: str) -> str | None:
 
 def _make(folder: Folder, sources: list[Part], val: Part, test: Part, target: str, settings: Finetune,
           encoder: Folder | None, seed: int) -> Metrics:
+    """Train and judge one arm; its result is committed last, so that a resumed stage knows the arm is done."""
     torch.manual_seed(seed)
     examples = [load_examples(part, target, encoder, settings.batch) for part in sources]
     learned = Examples(np.concatenate([e.inputs for e in examples]), np.concatenate([e.targets for e in examples]))
     model = residual_network(settings.channels) if encoder is None else embedding_head(learned.inputs.shape[1])
     model = model.to(device())
     train(model, learned, settings, seed, folder)
-    metrics = judge(model, *(load_examples(part, target, encoder, settings.batch) for part in (val, test)),
-                    settings.batch)
+    metrics = judge(model, load_examples(val, target, encoder, settings.batch),
+                    load_examples(test, target, encoder, settings.batch), settings.batch)
     save_weights(folder, model, target=target, backbone=settings.backbone, channels=str(settings.channels))
     folder.write_json(RESULT, metrics)
     folder.remove(CHECKPOINT)

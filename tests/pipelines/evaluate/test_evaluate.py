@@ -16,9 +16,9 @@ from cluster.storage import Folder
 from pipelines.data.records import CORPUS, IMAGES
 from pipelines.data.tables import png, write_shard
 from pipelines.evaluate import evaluate, figures
-from pipelines.evaluate.features import extract
+from pipelines.evaluate.features import cached, extract
 from pipelines.generator.components.encoder import Encoder
-from pipelines.generator.encoder import load_encoder
+from pipelines.generator.encoder import embed, load_encoder
 from pipelines.generator.weights import save_model
 from pipelines.stage import Stage
 
@@ -35,6 +35,16 @@ def draw(n: int, seed: int) -> np.ndarray:
 
 def rows(images: np.ndarray, name: str, **values) -> list[dict]:
     return [{"image_id": f"{name}{k}", "image": png(image), **values} for k, image in enumerate(images)]
+
+
+def write_latents(folder: Folder, model: Encoder, splits: dict[str, np.ndarray]) -> None:
+    """The columns of the latents table that the stage reads."""
+    table = [pa.table({
+        "image_id": [f"{split}{k}" for k in range(len(images))],
+        "embedding": pa.FixedShapeTensorArray.from_numpy_ndarray(embed(model, images[:, None], 32).half().numpy()),
+        "split": [split] * len(images),
+    }) for split, images in splits.items()]
+    write_shard(folder, 0, pa.concat_tables(table))
 
 
 TRAIN, TEST, FRESH = draw(120, 0), draw(60, 1), draw(60, 2)
@@ -55,7 +65,9 @@ def measure(tiny, monkeypatch):
                         pa.Table.from_pylist(images[index : index + 50], schema=IMAGES))
         write_shard(stage.input("sample") / "corpus", 0, pa.Table.from_pylist(rows(corpus, "made"), schema=CORPUS))
         torch.manual_seed(0)
-        save_model(stage.input("encoder"), Encoder(image_size=32, options=OPTIONS))
+        model = Encoder(image_size=32, options=OPTIONS).eval()
+        save_model(stage.input("encoder"), model)
+        write_latents(stage.input("latents"), model, {"train": TRAIN, "test": test})
         stage.input("encoder").write_json("stage.json", {"metrics": {"weights": "untrained", "dim": 32}})
         return evaluate.evaluate(stage), stage.folder
 
@@ -122,12 +134,15 @@ def test_features_follow_the_ids_of_their_images(measure):
     _, folder = measure(FRESH)
     run = Folder(folder.uri.removesuffix("/evaluate"))
     model, table = load_encoder(run / "encoder"), run / "ingest" / "images"
-    features = extract(model, table, "train").draw(7, np.random.default_rng(0))
+    features = cached(run / "latents", "train").draw(7, np.random.default_rng(0))
     assert len(set(features.ids)) == 7
     images = [TRAIN[int(name.removeprefix("train"))] for name in features.ids]
     assert np.array_equal(figures.images_of(table, features.ids)[:, 0], images)
-    with pytest.raises(ValueError, match="no image of the val split"):
-        extract(model, table, "val")
+    fresh = extract(model, table)
+    again = fresh.embeddings[[fresh.ids.index(name) for name in features.ids]]
+    assert torch.allclose(features.embeddings, again, atol=0.02)
+    with pytest.raises(ValueError, match="holds no image"):
+        extract(model, run / "nothing")
 
 
 def test_one_image_may_be_asked_for_twice(measure):

@@ -1,0 +1,164 @@
+"""Which label is learned, what is left out and why, and the training of one arm on a set that is easy to learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load
+from torchmetrics.functional.classification import binary_f1_score
+
+from cluster.session import Resources
+from cluster.storage import Folder
+from pipelines.data.records import CORPUS, IMAGES
+from pipelines.data.tables import png, write_shard
+from pipelines.generator.fit import CHECKPOINT
+from pipelines.stage import Stage
+from tuning.finetune import finetune as module
+from tuning.finetune.classifier import Examples, best_threshold, probabilities, residual_network, train
+from tuning.finetune.finetune import RESULT, choose_target, count, finetune, no_target, one_class
+
+SIDE = 32
+
+
+@pytest.mark.parametrize(("labels", "wanted", "target"), [
+    ([["NORMAL"], ["NORMAL"], ["PNEUMONIA"]], None, "PNEUMONIA"),
+    ([["effusion"], ["effusion"], ["effusion", "Lung Opacity"], []], None, "Lung Opacity"),
+    ([["effusion"], ["effusion"], ["nodule"]], None, "effusion"),
+    ([["No Finding"], ["No Finding"], ["nodule"]], None, "nodule"),
+    ([["0"], ["0"], ["1"]], None, "1"),
+    ([["abnormal"], ["normal"], ["normal"]], None, "abnormal"),
+    ([["b"], ["a"]], None, "a"),
+    ([["effusion"], ["pneumonia"]], "effusion", "effusion"),
+    ([["effusion"]], "efusion", None),
+    ([["healthy"], ["healthy"]], None, None),
+    ([[], []], None, None),
+])
+def test_target_is_wanted_or_opacity_like_or_most_frequent_abnormal(labels, wanted, target):
+    assert choose_target(labels, wanted) == target
+
+
+def test_reason_names_the_labels_there_are():
+    assert "no labels" in no_target([[], []], None)
+    assert no_target([["effusion"], ["edema"]], "efusion") == \
+        "data.target=efusion is not among the labels (edema, effusion)"
+
+
+@pytest.mark.parametrize(("labels", "reason"), [
+    ([["x"], []], None),
+    ([["x"], ["x"]], "the test split has no image without x"),
+    ([[], ["y"]], "the test split has no image with x"),
+    ([], "the test split has no image with x"),
+])
+def test_a_part_of_one_class_is_named(labels, reason):
+    assert one_class("test", count(labels, "x"), "x") == reason
+
+
+def test_threshold_has_the_highest_f1():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.rand(200, generator=generator) < 0.3
+    scores = torch.sigmoid(torch.randn(200, generator=generator) + 1.5 * targets)
+    found = binary_f1_score(scores, targets.int(), best_threshold(scores, targets))
+    assert found == max(binary_f1_score(scores, targets.int(), t) for t in np.linspace(0, 1, 1001))
+
+
+def test_threshold_lies_midway_between_separated_classes():
+    assert best_threshold(torch.tensor([0.1, 0.2, 0.6, 0.9]), torch.tensor([0, 0, 1, 1])) == pytest.approx(0.4)
+
+
+def test_threshold_of_one_class_is_neutral():
+    assert best_threshold(torch.tensor([0.1, 0.9]), torch.tensor([1, 1])) == 0.5
+
+
+def toy_images(n: int, seed: int) -> tuple[list[np.ndarray], list[list[str]]]:
+    """Gray noise, with a bright disc anywhere in the positive half of the images."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    images, labels = [], []
+    for index in range(n):
+        image = random.normal(100, 20, (SIDE, SIDE))
+        if index % 2:
+            y, x = random.uniform(8, SIDE - 8, 2)
+            image[(rows - y) ** 2 + (columns - x) ** 2 < 25] += 80
+        images.append(image.clip(0, 255).astype(np.uint8))
+        labels.append(["opacity"] if index % 2 else [])
+    return images, labels
+
+
+def write_toy(folder: Folder, schema: pa.Schema, n: int, seed: int, shard: int = 0, **same) -> None:
+    images, labels = toy_images(n, seed)
+    columns = {"image": [png(image) for image in images], "labels": labels} | {k: [v] * n for k, v in same.items()}
+    write_shard(folder, shard, pa.table({field.name: pa.array(columns.get(field.name, [None] * n), field.type)
+                                         for field in schema}, schema=schema))
+
+
+@pytest.fixture
+def stage(tiny, monkeypatch) -> Stage:
+    """The stage over toy tables, computing in this process."""
+    monkeypatch.setattr(module, "compute", lambda resources, function, *work: function(*work))
+    stage = Stage("finetune", tiny("finetune.images=800", "finetune.lr=0.005"), Resources(1, 0), "f")
+    for shard, (split, n) in enumerate({"train": 200, "val": 60, "test": 60}.items()):
+        write_toy(stage.input("ingest") / "images", IMAGES, n, shard, shard, split=split)
+    return stage
+
+
+def write_corpus(stage: Stage, n: int = 100) -> None:
+    write_toy(stage.input("sample") / "corpus", CORPUS, n, 9)
+
+
+def test_all_arms_learn_an_easy_target(stage):
+    write_corpus(stage)
+    metrics = finetune(stage)
+    assert metrics["target"] == "opacity"
+    assert metrics["n"]["synthetic"] == {"images": 100, "positive": 50}
+    assert "skipped" not in metrics
+    for arm in ("real", "synthetic", "mixed"):
+        assert metrics[arm]["auc"] > 0.9
+        assert metrics[arm]["f1"] > 0.8
+        assert not (stage.folder / arm).exists(CHECKPOINT)
+        assert (stage.folder / arm).read_json(RESULT) == metrics[arm]
+        residual_network([8, 16]).load_state_dict(load((stage.folder / arm).read("model.safetensors")))
+
+
+def test_a_resumed_stage_keeps_the_arms_that_are_done(stage, monkeypatch):
+    write_corpus(stage)
+    trained = []
+    monkeypatch.setattr(module, "_make", lambda folder, *rest: trained.append(folder.uri.rpartition("/")[2]) or {})
+    done = {"auc": 0.5}
+    (stage.folder / "real").write_json(RESULT, done)
+    assert finetune(stage)["real"] == done
+    assert trained == ["synthetic", "mixed"]
+
+
+def test_figures_that_cannot_be_known_are_absent(stage, monkeypatch):
+    write_corpus(stage, n=1)
+    monkeypatch.setattr(module, "_make", lambda *work: {"auc": 1.0})
+    metrics = finetune(stage)
+    assert metrics["skipped"] == "the synthetic corpus has no image with opacity"
+    assert "real" in metrics
+    assert not {"synthetic", "mixed"} & metrics.keys()
+
+
+def test_training_resumes_to_the_same_weights(tmp_path, tiny):
+    settings = tiny("finetune.images=96", "finetune.checkpoint_seconds=1e-9").finetune
+    images, labels = toy_images(64, 0)
+    examples = Examples(np.stack(images)[:, None], np.array([bool(present) for present in labels]))
+
+    def run(name: str, stop_after: int | None = None) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = residual_network([8, 16])
+        seen = []
+
+        def count_calls(*_) -> None:
+            seen.append(1)
+            if len(seen) == stop_after:
+                raise InterruptedError
+
+        model.register_forward_pre_hook(count_calls)
+        train(model, examples, settings, 0, Folder(f"{tmp_path}/{name}"))
+        return probabilities(model, examples.inputs, 32)
+
+    with pytest.raises(InterruptedError):
+        run("cut", stop_after=3)
+    torch.testing.assert_close(run("cut"), run("whole"))
