@@ -129,7 +129,7 @@ def _follow(folder: Folder, label: str, total: int, stop: threading.Event) -> No
                 shown.to(seen, **{k: v for k, v in values.items() if k in ("loss", "images_per_second")})
                 for key, value in values.items():
                     if board is not None:
-                        board.add_scalar(f"{label}/{key}", value, seen)
+                        board.add_scalar(key, value, seen)
             if last:
                 break
     if board is not None:

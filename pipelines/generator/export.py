@@ -68,14 +68,14 @@ def load_pipeline(folder: Path, **kwargs: Any) -> RayographPipeline:
     index = json.loads((folder / INDEX).read_text())
     if index.get("_class_name") != ["pipeline", RayographPipeline.__name__]:
         raise ValueError(f"{folder} holds {index.get('_class_name')}, not a {RayographPipeline.__name__}")
-    scheduler: Any = getattr(diffusers, index["scheduler"][1], None)
-    if not (isinstance(scheduler, type) and issubclass(scheduler, SchedulerMixin)):
+    scheduler = getattr(diffusers, index["scheduler"][1], None)
+    if not isinstance(scheduler, type) or not issubclass(scheduler, SchedulerMixin):
         raise ValueError(f"{folder} names {index['scheduler'][1]}, which is no diffusers scheduler")
     options = {"use_safetensors": True, "low_cpu_mem_usage": is_accelerate_available(), **kwargs}
     models: dict[str, Any] = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "conditioner": Conditioner,
                               "encoder": Encoder}
     return RayographPipeline(
-        scheduler=scheduler.from_pretrained(folder / "scheduler"),
+        scheduler=scheduler.from_pretrained(folder / "scheduler"),  # type: ignore[attr-defined]
         num_inference_steps=index["num_inference_steps"],
         guidance_scale=index["guidance_scale"],
         **{name: model.from_pretrained(folder / name, **options) for name, model in models.items()},
