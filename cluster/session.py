@@ -43,6 +43,7 @@ def session() -> Iterator[Resources]:
             ray.init(address="auto", log_to_driver=False, logging_level="warning")
         else:
             ray.init(
+                "local",
                 num_cpus=max(2, os.cpu_count() or 1),
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,

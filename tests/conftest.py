@@ -40,7 +40,7 @@ def ray_cluster():
     """The one Ray cluster of a test session; stages find it and leave it running."""
     import ray
 
-    ray.init(num_cpus=4, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False,
+    ray.init("local", num_cpus=4, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False,
              logging_level="warning")
     yield
     ray.shutdown()

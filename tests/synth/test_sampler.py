@@ -1,0 +1,84 @@
+"""Image k of a seed is the same in any batch; a dead actor costs nothing but time."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from cluster.session import Resources
+from cluster.storage import Folder
+from pipelines.data.records import latents_schema
+from pipelines.data.tables import read_table, write_shard
+from pipelines.generator.autoencoder import build as build_autoencoder
+from pipelines.generator.components.encoder import Encoder
+from pipelines.generator.denoiser import build
+from pipelines.generator.export import save_pipeline
+from pipelines.generator.objective import sampling_scheduler
+from synth import fanout
+from synth.sampler import Sampler
+from synth.strategies import Condition
+
+WIDTH, LABELS = 32, ["a", "b"]
+
+
+@pytest.fixture
+def job(tiny, tmp_path):
+    """A sampling job on an untrained generator and a handful of embeddings."""
+    import pyarrow as pa
+
+    settings = tiny()
+    torch.manual_seed(0)
+    denoiser = build(settings.denoiser, (4, 8, 8), WIDTH, LABELS)
+    save_pipeline(Path(tmp_path / "generator"), vae=build_autoencoder(settings.autoencoder, 32), unet=denoiser.unet,
+                  scheduler=sampling_scheduler(settings.objective), conditioner=denoiser.conditioner,
+                  encoder=Encoder(image_size=32, options=settings.encoder.options), num_inference_steps=4,
+                  guidance_scale=2.0)
+    random = np.random.default_rng(0)
+    latents = pa.FixedShapeTensorArray.from_numpy_ndarray(random.normal(size=(10, 4, 8, 8)).astype(np.float16))
+    embeddings = pa.FixedShapeTensorArray.from_numpy_ndarray(random.normal(size=(10, WIDTH)).astype(np.float16))
+    schema = latents_schema((4, 8, 8), WIDTH)
+    write_shard(Folder(tmp_path / "latents"), 0, pa.table(
+        [[f"id{k}" for k in range(10)], latents, latents, embeddings, ["p"] * 10, [[LABELS[k % 2]] for k in range(10)],
+         ["train"] * 10], schema=schema))
+
+    def make(name: str) -> fanout.Job:
+        return fanout.Job(settings.sample, 7, Folder(tmp_path / "generator"), "revision", Folder(tmp_path / "latents"),
+                          Folder(tmp_path / name))
+
+    return make
+
+
+def test_image_k_does_not_depend_on_the_batch_it_is_sampled_in(job):
+    sampler = Sampler(job("corpus").generator, steps=4, guidance=2.0, batch=4)
+    random = np.random.default_rng(0)
+    conditions = [Condition(random.normal(size=WIDTH).astype(np.float32), np.eye(2, dtype=np.float32)[k % 2], ())
+                  for k in range(6)]
+    together = sampler.sample(conditions, 0, range(6))
+    assert together.dtype == np.uint8
+    assert together.shape == (6, 32, 32)
+    for k in (0, 3, 5):
+        assert (sampler.sample([conditions[k]], 0, [k])[0] == together[k]).all()
+    assert not (sampler.sample(conditions[:1], 1, [0])[0] == together[0]).all()
+
+
+@pytest.mark.ray
+def test_the_corpus_is_the_same_for_any_number_of_actors_and_when_one_is_killed(job, ray_cluster):
+    one, many = job("one"), job("many")
+    shards = list(range(3))
+    list(fanout.fan_out(one, shards, Resources(2, 0)))
+    events = fanout.fan_out(many, shards, Resources(4, 0))
+    many.settings.actors = 2
+    assert next(events) is None
+    victims = [p for p in psutil.Process().children(recursive=True) if "ray::Worker" in " ".join(p.cmdline()[:1])]
+    os.kill(victims[0].pid, signal.SIGKILL)
+    assert sum(events) == 48
+    first, second = (read_table(folder).to_pylist() for folder in (one.corpus, many.corpus))
+    assert first == second
+    assert len({row["image_id"] for row in first}) == 48
+    assert all(row["labels"] == [LABELS[int(row["source_image_ids"][0][2:]) % 2]] for row in first)

@@ -1,0 +1,186 @@
+"""`rayograph run` as a user types it, on a phantom of seconds: what it leaves, what a second run does, and what SIGKILL
+at any stage changes (nothing).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import TINY
+from safetensors.numpy import load_file
+
+RAYOGRAPH = shutil.which("rayograph", path=os.path.dirname(sys.executable))
+SIZES = (*TINY, "data.images=480", "trainer.images=1024", "trainer.checkpoint_every=128", "sample.n=96")
+STAGES = ("ingest", "autoencoder", "encoder", "latents", "train", "sample", "evaluate", "finetune", "report", "publish")
+SECONDS = 600  # for one run, on a slow machine
+
+
+def command(storage: Path, *overrides: str, stage: str = "run") -> list[str]:
+    return [str(RAYOGRAPH), stage, *SIZES, f"storage={storage}", "name=run", *overrides]
+
+
+def run(storage: Path, *overrides: str, stage: str = "run") -> str:
+    """Run to the end.  Returns all it printed."""
+    done = subprocess.run(command(storage, *overrides, stage=stage), capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def kill_when(storage: Path, holds, *overrides: str, stage: str = "run") -> None:
+    """Start a run and SIGKILL it, with no warning, as soon as `holds()`."""
+    process = subprocess.Popen(command(storage, *overrides, stage=stage), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not holds():
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def record(storage: Path, stage: str) -> dict:
+    return json.loads((storage / "run" / stage / "stage.json").read_text())
+
+
+def table(storage: Path, folder: str) -> dict[str, list]:
+    """The rows of a table by column, in order; shard by shard as they were committed."""
+    files = sorted((storage / "run" / folder).glob("*.parquet"))
+    rows: dict[str, list] = {}
+    for file in files:
+        for name, values in pq.read_table(file).to_pydict().items():
+            rows.setdefault(name, []).extend(values)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Storage of one unbroken run, which the tests only read or copy."""
+    storage = tmp_path_factory.mktemp("finished")
+    run(storage)
+    return storage
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.mark.ray
+def test_a_run_leaves_every_stage_the_report_and_what_it_publishes(finished):
+    folder = finished / "run"
+    metrics = json.loads((folder / "report" / "metrics.json").read_text())
+    for stage in STAGES:
+        assert record(finished, stage)["stage"] == stage
+        assert metrics[stage]["seconds"] > 0
+        assert metrics[stage]["peak_rss_mb"] > 0
+    wanted = {
+        "ingest": ("images", "quarantined", "images_per_second"), "latents": ("images_per_second",),
+        "autoencoder": ("psnr",), "train": ("images", "images_per_second", "data_wait_fraction", "loss"),
+        "sample": ("images", "images_per_second"),
+        "evaluate": ("frechet", "frechet_floor", "precision", "recall", "density", "coverage", "ms_ssim", "extractor",
+                     "dim", "n"),
+        "finetune": ("real", "synthetic", "mixed"),
+    }
+    for stage, names in wanted.items():
+        assert set(names) <= metrics[stage].keys(), stage
+    assert metrics["train"]["images"] == 1024
+    assert metrics["sample"]["images"] == 96
+    assert (folder / "report" / "index.html").read_text().startswith("<!")
+    assert (folder / "publish" / "generator" / "model_index.json").exists()
+
+
+@pytest.mark.ray
+def test_no_test_patient_reaches_what_learns(finished):
+    images, latents, corpus = (table(finished, name) for name in ("ingest/images", "latents", "sample/corpus"))
+    patients = {split: {p for p, s in zip(images["patient_id"], images["split"], strict=True) if s == split}
+                for split in ("train", "val", "test")}
+    assert not patients["train"] & (patients["val"] | patients["test"])
+    train = {i for i, split in zip(latents["image_id"], latents["split"], strict=True) if split == "train"}
+    assert {source for sources in corpus["source_image_ids"] for source in sources} <= train
+    assert sorted(images["image_id"]) == sorted(latents["image_id"])
+
+
+@pytest.mark.ray
+def test_the_published_generator_samples_without_this_project(finished, tmp_path):
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys(("pipelines", "cluster", "synth", "tuning")))
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({str(finished / "run/publish/generator")!r},
+    custom_pipeline={str(finished / "run/publish/generator")!r}, trust_remote_code=True)
+image = pipe(num_inference_steps=2).images[0]
+assert image.size == (32, 32), image.size
+assert pipe(image=image, num_inference_steps=2).images[0].mode == "L"
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180, cwd=tmp_path,
+                          env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.ray
+def test_the_published_corpus_opens_with_its_images_decoded(finished, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    files = sorted(str(f) for f in (finished / "run/publish/corpus").rglob("*.parquet"))
+    corpus = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
+    assert len(corpus) == 96
+    assert corpus[0]["image"].size == (32, 32)
+    assert len(set(corpus["image_id"])) == 96
+
+
+@pytest.mark.ray
+def test_a_second_run_does_nothing_and_a_training_setting_redoes_train_and_what_follows(copied):
+    before = {stage: record(copied, stage)["started"] for stage in STAGES}
+    assert "nothing to do" in run(copied)
+    assert {stage: record(copied, stage)["started"] for stage in STAGES} == before
+    run(copied, "trainer.lr=1e-4")
+    changed = [stage for stage in STAGES if record(copied, stage)["started"] != before[stage]]
+    assert changed == ["train", "sample", "evaluate", "finetune", "report", "publish"]
+
+
+@pytest.mark.ray
+def test_sigkill_in_ingest_latents_train_and_sample_changes_nothing(finished, tmp_path):
+    folder = tmp_path / "run"
+    for stage, committed in (("ingest", "ingest/images/part-*.parquet"), ("latents", "latents/part-*.parquet"),
+                             ("train", "train/checkpoints/checkpoint_manager_snapshot.json"),
+                             ("sample", "sample/corpus/part-*.parquet")):
+        kill_when(tmp_path, lambda committed=committed: any(folder.glob(committed)))
+        assert not (folder / stage / "stage.json").exists(), f"{stage} was over before the kill"
+    run(tmp_path)
+    for name in ("ingest/images", "sample/corpus"):
+        assert table(tmp_path, name) == table(finished, name)
+    assert table(tmp_path, "latents")["image_id"] == table(finished, "latents")["image_id"]
+    seen = [json.loads(line)["images"] for line in (folder / "train/metrics.jsonl").read_text().splitlines()]
+    assert seen == sorted(set(seen))
+    assert record(tmp_path, "train")["metrics"]["loss"] == pytest.approx(
+        record(finished, "train")["metrics"]["loss"], rel=1e-5)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_workers_train_save_resume_export_and_reload(copied, finished, stage):
+    shutil.rmtree(copied / "run" / "train")
+    sharding = ("trainer.workers=2", f"trainer.zero_stage={stage}", "trainer.zero3_persistence=0")
+    snapshot = copied / "run/train/checkpoints/checkpoint_manager_snapshot.json"
+    kill_when(copied, snapshot.exists, *sharding, stage="train")
+    assert "goes on" in run(copied, *sharding, stage="train")
+    one, two = (load_file(storage / "run/train/generator/unet/diffusion_pytorch_model.safetensors")
+                for storage in (finished, copied))
+    assert one.keys() == two.keys()
+    gap = sum(((one[k] - two[k]) ** 2).sum() for k in one) ** 0.5 / sum((one[k] ** 2).sum() for k in one) ** 0.5
+    assert gap < 0.02
+    assert record(copied, "train")["metrics"]["loss"] == pytest.approx(record(finished, "train")["metrics"]["loss"],
+                                                                       rel=0.02)
