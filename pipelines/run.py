@@ -62,8 +62,7 @@ def run_stages(settings: Settings, stages: Iterable[str], *, redo: bool) -> bool
 def run_all(settings: Settings) -> bool:
     """The whole path, then metrics.json with every stage's figures.  Returns whether there was anything to do."""
     worked = run_stages(settings, order(settings), redo=settings.changed != "refuse")
-    if worked and "report" in settings.graph:
-        from pipelines.evaluate.metrics import write_metrics
+    from pipelines.evaluate.metrics import write_metrics
 
-        write_metrics(settings)
+    write_metrics(settings)
     return worked

@@ -72,7 +72,7 @@ class Data:
 class Fitting:
     """How one small network is trained in one process; shared by the autoencoder, the encoder and the classifier."""
 
-    images: int = MISSING  # training images seen, repeats counted
+    images: int = 100_000  # training images seen, repeats counted
     batch: int = 32
     lr: float = 1e-3
     weight_decay: float = 0.01

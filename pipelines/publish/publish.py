@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from cluster.storage import Folder
 from pipelines.progress import say
 from pipelines.publish.card import corpus_card, generator_card
 from pipelines.publish.gate import failed_gates
+from pipelines.settings import Sample
 from pipelines.stage import Metrics, Stage, run_folder
 
 
@@ -37,6 +39,8 @@ def publish(stage: Stage) -> Metrics:
             local = Path(aside)
             source.download(local / "data" if part == "corpus" else local)
             (local / "README.md").write_text(cards[part])
+            if part == "generator":
+                set_defaults(local, stage.settings.sample)
             Folder(f"{stage.folder.uri}/{part}").upload(local)
             files += sum(path.is_file() for path in local.rglob("*"))
             if settings.target != "local":
@@ -46,3 +50,10 @@ def publish(stage: Stage) -> Metrics:
                      "model" if part == "generator" else "dataset", private=settings.private)
     return {"images": figures["sample"]["images"], "files": files, "failed_gates": sorted(failed),
             "where": run_folder(stage.settings).uri + "/publish" if settings.target == "local" else settings.target}
+
+
+def set_defaults(generator: Path, settings: Sample) -> None:
+    """Let a call without arguments sample as the corpus was sampled."""
+    index = json.loads((generator / "model_index.json").read_text())
+    index |= {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
+    (generator / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
