@@ -73,13 +73,18 @@ class Fitting:
     """How one small network is trained in one process; shared by the autoencoder, the encoder and the classifier."""
 
     images: int = 100_000  # training images seen, repeats counted
+    max_epochs: int = 60  # but no more passes than these over a small set
     batch: int = 32
     lr: float = 1e-3
     weight_decay: float = 0.01
     checkpoint_seconds: float = execution(60.0)
 
     def check_fitting(self, section: str) -> None:
-        positive(section, self, "images", "batch", "lr", "checkpoint_seconds")
+        positive(section, self, "images", "max_epochs", "batch", "lr", "checkpoint_seconds")
+
+    def total(self, n: int) -> int:
+        """Training images seen when there are `n` to see."""
+        return min(self.images, self.max_epochs * n)
 
 
 @dataclass

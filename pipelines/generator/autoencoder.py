@@ -27,7 +27,7 @@ def autoencoder(stage: Stage) -> Metrics:
     """Returns PSNR (dB) and the mean KL (nats an image) on the test split, and the size."""
     settings = stage.settings.autoencoder
     work = (stage.folder, stage.input("ingest") / "images", settings, stage.settings.data.size, stage.settings.seed)
-    with follow(stage.folder, "autoencoder", settings.images):
+    with follow(stage.folder, "autoencoder", settings.total(stage.metrics_of("ingest")["splits"]["train"])):
         return compute(stage.resources, _make, *work)
 
 
@@ -47,7 +47,7 @@ def _make(folder: Folder, table: Folder, settings: Autoencoder, size: int, seed:
     save_model(folder, model)
     folder.remove(CHECKPOINT)
     return metrics | {"parameters": sum(p.numel() for p in model.parameters()), "trained_images":
-                      0 if settings.pretrained else settings.images}
+                      0 if settings.pretrained else settings.total(len(train))}
 
 
 def build(settings: Autoencoder, size: int) -> AutoencoderKL:

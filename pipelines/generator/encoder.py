@@ -36,7 +36,7 @@ def encoder(stage: Stage) -> Metrics:
     """Returns the embeddings' effective rank and a k-NN probe's AUC on the val split."""
     settings = stage.settings.encoder
     work = (stage.folder, stage.input("ingest") / "images", settings, stage.settings.data.size, stage.settings.seed)
-    with follow(stage.folder, "encoder", settings.images):
+    with follow(stage.folder, "encoder", settings.total(stage.metrics_of("ingest")["splits"]["train"])):
         return compute(stage.resources, _make, *work)
 
 
@@ -64,7 +64,8 @@ def _make(folder: Folder, table: Folder, settings: EncoderSettings, size: int, s
     save_model(folder, model)
     folder.remove(CHECKPOINT)
     return metrics | {"parameters": sum(p.numel() for p in model.parameters()),
-                      "weights": settings.pretrained or f"DINO on {settings.images} images of the train split"}
+                      "weights": settings.pretrained
+                      or f"DINO on {settings.total(len(train))} images of the train split"}
 
 
 def from_timm(name: str, size: int) -> Encoder:

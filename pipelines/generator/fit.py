@@ -52,7 +52,7 @@ def warmup_cosine(progress: float, warmup: float, final: float) -> float:
 
 
 def fit(module: nn.Module, loss: Loss, settings: Fitting, n: int, seed: int, folder: Folder) -> None:
-    """Train `module` for `settings.images` images out of `n`, going on from the folder's checkpoint if there is one.
+    """Train `module` for `settings.total(n)` images out of `n`, going on from the folder's checkpoint if there is one.
 
     Args:
         module: All that is trained or kept in step with it; parameters that need no gradient are saved, not optimised.
@@ -64,7 +64,7 @@ def fit(module: nn.Module, loss: Loss, settings: Fitting, n: int, seed: int, fol
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, settings.lr, weight_decay=settings.weight_decay, fused=True)
-    cursor = 0
+    cursor, total = 0, settings.total(n)
     if folder.exists(CHECKPOINT):
         state = torch.load(io.BytesIO(folder.read(CHECKPOINT)), weights_only=True, map_location=device())
         module.load_state_dict(state["module"])
@@ -73,9 +73,9 @@ def fit(module: nn.Module, loss: Loss, settings: Fitting, n: int, seed: int, fol
     journal = Journal(folder, cursor)
     order = Order(n, seed)
     saved = logged = time.monotonic()
-    for start, stop in batches(settings.images, settings.batch, cursor):
+    for start, stop in batches(total, settings.batch, cursor):
         torch.manual_seed(step_seed(seed, start))
-        progress = start / settings.images
+        progress = start / total
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * warmup_cosine(progress, WARMUP_FRACTION, 0.01)
         with autocast():
@@ -84,13 +84,13 @@ def fit(module: nn.Module, loss: Loss, settings: Fitting, n: int, seed: int, fol
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         now = time.monotonic()
-        if now - logged > LOG_SECONDS or stop == settings.images:
+        if now - logged > LOG_SECONDS or stop == total:
             logged = now
             numbers = {name: value.item() for name, value in values.items()}
             if not math.isfinite(numbers["loss"]):
                 raise FloatingPointError(f"the loss is {numbers['loss']} at {stop} images; lower the learning rate")
             journal.log(stop, **numbers)
-        if now - saved > settings.checkpoint_seconds or stop == settings.images:
+        if now - saved > settings.checkpoint_seconds or stop == total:
             saved = now
             buffer = io.BytesIO()
             torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(), "cursor": stop}, buffer)

@@ -32,7 +32,7 @@ def job(tiny, tmp_path):
     """A sampling job on an untrained generator and a handful of embeddings."""
     import pyarrow as pa
 
-    settings = tiny()
+    settings, root = tiny(), Folder(str(tmp_path))
     torch.manual_seed(0)
     denoiser = build(settings.denoiser, (4, 8, 8), WIDTH, LABELS)
     save_pipeline(Path(tmp_path / "generator"), vae=build_autoencoder(settings.autoencoder, 32), unet=denoiser.unet,
@@ -43,13 +43,12 @@ def job(tiny, tmp_path):
     latents = pa.FixedShapeTensorArray.from_numpy_ndarray(random.normal(size=(10, 4, 8, 8)).astype(np.float16))
     embeddings = pa.FixedShapeTensorArray.from_numpy_ndarray(random.normal(size=(10, WIDTH)).astype(np.float16))
     schema = latents_schema((4, 8, 8), WIDTH)
-    write_shard(Folder(tmp_path / "latents"), 0, pa.table(
+    write_shard(root / "latents", 0, pa.table(
         [[f"id{k}" for k in range(10)], latents, latents, embeddings, ["p"] * 10, [[LABELS[k % 2]] for k in range(10)],
          ["train"] * 10], schema=schema))
 
     def make(name: str) -> fanout.Job:
-        return fanout.Job(settings.sample, 7, Folder(tmp_path / "generator"), "revision", Folder(tmp_path / "latents"),
-                          Folder(tmp_path / name))
+        return fanout.Job(settings.sample, 7, root / "generator", "revision", root / "latents", root / name)
 
     return make
 

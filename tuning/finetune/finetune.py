@@ -56,12 +56,13 @@ def finetune(stage: Stage) -> Metrics:
         folder = stage.folder / arm
         work = (folder, [parts[name] for name in sources], parts["val"], parts["test"], target, settings, encoder,
                 stage.settings.seed)
-        metrics[arm] = folder.read_json(RESULT) or _follow(stage, arm, work)
+        total = settings.total(sum(counts[name]["images"] for name in sources))
+        metrics[arm] = folder.read_json(RESULT) or _follow(stage, arm, total, work)
     return metrics | _skip([why for arm in ARMS for why in obstacles[arm]])
 
 
-def _follow(stage: Stage, arm: str, work: tuple) -> Metrics:
-    with follow(stage.folder / arm, f"finetune {arm}", stage.settings.finetune.images):
+def _follow(stage: Stage, arm: str, total: int, work: tuple) -> Metrics:
+    with follow(stage.folder / arm, f"finetune {arm}", total):
         return compute(stage.resources, _make, *work)
 
 
