@@ -22,7 +22,8 @@ demo: setup ## The whole path on the phantom, or on a folder of X-rays: make dem
 ifeq ($(DATA),)
 	$(BIN)/rayograph run profile=demo storage=$(STORAGE) name=$(NAME)
 else
-	$(BIN)/rayograph run profile=demo storage=$(STORAGE) name=$(NAME)-$(notdir $(patsubst %/,%,$(DATA))) data=folder data.root=$(DATA)
+	$(BIN)/rayograph run profile=demo storage=$(STORAGE) data=folder "data.root='$(DATA)'" \
+	  name=$(NAME)-$$(basename "$(DATA)" | tr -cs 'A-Za-z0-9._\n-' _)
 endif
 
 test: setup ## All tests but the slow ones

@@ -20,11 +20,16 @@ class Resources:
 
     cpus: int
     gpus: int
+    node_cpus: int  # of the largest node: what one process can be given
 
     @property
     def accelerator(self) -> dict[str, float]:
         """Ray resources of one process that computes: one GPU where there are any, else all the CPUs of a laptop."""
         return {"num_gpus": 1, "num_cpus": 1} if self.gpus else {"num_cpus": 1}
+
+    def cpus_each(self, processes: int) -> int:
+        """CPUs that each of so many processes can be given."""
+        return min(max(self.cpus // processes, 1), self.node_cpus)
 
 
 @contextlib.contextmanager
@@ -44,7 +49,7 @@ def session() -> Iterator[Resources]:
         else:
             ray.init(
                 "local",
-                num_cpus=max(2, os.cpu_count() or 1),
+                num_cpus=max(2, cores()),
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -52,7 +57,8 @@ def session() -> Iterator[Resources]:
             )
     try:
         total = ray.cluster_resources()
-        yield Resources(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)))
+        largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+        yield Resources(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)), node_cpus=int(largest))
     finally:
         if ours:
             ray.shutdown()
@@ -82,7 +88,18 @@ def use_all_cores() -> None:
     """Let torch use every core of this node: Ray limits a worker to the CPUs it reserved."""
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores())
+
+
+def cores() -> int:
+    """CPUs that this process may use: those of its affinity, and of its container's quota (cgroup v2)."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        return mine if quota == "max" else max(1, min(mine, int(quota) // int(period)))
+    except OSError:
+        return mine
 
 
 def device() -> str:

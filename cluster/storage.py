@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyarrow.fs import FileSystem
 
 
@@ -60,6 +64,10 @@ class Folder:
 
         return self.filesystem.get_file_info(f"{self.path}/{name}").type != FileType.NotFound
 
+    def size(self, name: str) -> int | None:
+        """Bytes of one file, or None when it is not there."""
+        return self.filesystem.get_file_info(f"{self.path}/{name}").size
+
     def names(self, suffix: str = "") -> list[str]:
         """Sorted names of the committed entries directly below this folder; empty when the folder is not there."""
         from pyarrow.fs import FileSelector
@@ -77,6 +85,9 @@ class Folder:
             return json.loads(self.read(name))
         except FileNotFoundError:
             return None
+        except json.JSONDecodeError as error:
+            raise RuntimeError(f"{self.uri}/{name} is damaged ({error}); remove it to have its stage done again") \
+                from error
 
     def write(self, name: str, data: bytes) -> None:
         """Commit `data` as `name` in one atomic step."""
@@ -119,6 +130,33 @@ class Folder:
         os.makedirs(local, exist_ok=True)
         fs.copy_files(self.path, os.fspath(local), source_filesystem=self.filesystem,
                       destination_filesystem=fs.LocalFileSystem())
+        for leftover in Path(local).rglob(".*.tmp"):  # of a write that was cut off
+            leftover.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold a local folder for this process, until it ends in whatever way; object stores have no such lock.
+
+        Raises:
+            ValueError: another process of this machine holds it.
+        """
+        if not self.is_local:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(f"{self.uri}/.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ValueError(f"{self.uri}: another rayograph command is at work there; wait for it, or choose another "
+                             "name=") from error
+        except OSError:
+            pass  # this file system has no locks
+        try:
+            yield
+        finally:
+            lock.release()
 
     def check_writable(self) -> None:
         """Raise ValueError naming the folder when it cannot be written to."""

@@ -77,7 +77,7 @@ class Bar:
             self._tqdm.update(n - self.n)
         elif time.monotonic() - self._said >= LINE_SECONDS:
             self._said = time.monotonic()
-            rate = (n - self._first) / (self._said - self._start)
+            rate = values.get("images_per_second") or (n - self._first) / (self._said - self._start)
             left = f", {(self.total - n) / rate:.0f} s left" if rate > 0 else ""
             shown = "".join(f", {k} {v:.4g}" for k, v in values.items())
             say(f"{self.label}: {n:,} of {self.total:,} {self.unit}{shown}{left}")

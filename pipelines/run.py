@@ -37,19 +37,22 @@ def run_stages(settings: Settings, stages: Iterable[str], *, redo: bool) -> bool
     order(settings)  # raises on a circle
     plan = Plan(settings)
     plan.folder.check_writable()
-    pending = [stage for stage in stages if not plan.is_done(stage)]
-    for stage in stages:
-        if stage not in pending:
-            say(f"{stage}: done before, nothing to do")
-    if not pending:
+    stages = list(stages)
+    first = next((stage for stage in stages if not plan.is_done(stage)), None)
+    if first is None:
+        for stage in stages:
+            _skip(stage)
         return False
-    plan.check_inputs(pending[0])
-    plan.check_stale(pending[0], redo=redo)
-    plan.fingerprint(pending[0])  # reads the source: a wrong data.root is told before Ray starts
+    plan.check_inputs(first)
+    plan.check_stale(first, redo=redo)
+    plan.fingerprint(first)  # reads the source: a wrong data.root is told before Ray starts
     from cluster.session import session
 
-    with session() as resources:
-        for stage in pending:
+    with plan.folder.locked(), session() as resources:
+        for stage in stages:
+            if plan.is_done(stage):
+                _skip(stage)
+                continue
             plan.check_inputs(stage)
             plan.begin(stage, redo=redo)
             say(f"{stage}: starts")
@@ -57,6 +60,10 @@ def run_stages(settings: Settings, stages: Iterable[str], *, redo: bool) -> bool
             metrics = record["metrics"]
             say(f"{stage}: done in {metrics['seconds']:.0f} s, {metrics['peak_rss_mb']:.0f} MiB at most")
     return True
+
+
+def _skip(stage: str) -> None:
+    say(f"{stage}: done before, nothing to do")
 
 
 def run_all(settings: Settings) -> bool:

@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
@@ -98,6 +99,8 @@ class Autoencoder(Fitting):
 
     def check(self) -> None:
         self.check_fitting("autoencoder")
+        for width in self.channels:
+            require(width > 0 and width % 8 == 0, "autoencoder.channels", self.channels, "each must be a multiple of 8")
 
 
 @dataclass
@@ -157,14 +160,17 @@ class Objective:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     min_snr: float | None = 5.0  # Hang et al. 2023, arXiv 2303.09556; null weights all noise levels alike
-    drop_embedding: float = 0.1
-    drop_labels: float = 0.1
+    drop_all: float = 0.1  # share of images without any condition, as guidance's other side needs it
+    drop_embedding: float = 0.05  # of the others, each condition alone
+    drop_labels: float = 0.05
 
     def check(self) -> None:
         require(self.prediction in ("v_prediction", "epsilon", "sample"), "objective.prediction", self.prediction,
                 "must be v_prediction, epsilon or sample")
         positive("objective", self, "timesteps", "beta_start", "beta_end", "min_snr")
-        fraction("objective", self, "drop_embedding", "drop_labels")
+        require(self.schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"), "objective.schedule", self.schedule,
+                "must be linear, scaled_linear or squaredcos_cap_v2")
+        fraction("objective", self, "drop_all", "drop_embedding", "drop_labels")
 
 
 @dataclass
@@ -179,7 +185,7 @@ class Trainer:
     final_lr_fraction: float = 0.05  # cosine decay ends here
     grad_clip: float = 1.0
     ema_halflife_images: int = 10_000
-    precision: str = "bf16"
+    precision: str = "bf16"  # bf16 | fp32; bf16 where the hardware multiplies it, else fp32
     workers: int = execution(1)
     zero_stage: int = execution(2)
     zero3_persistence: int = execution(100_000)  # parameters below this many elements stay on every worker
@@ -281,6 +287,9 @@ class Settings:
         require(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name) is not None, "name", self.name,
                 "must be letters, digits, '.', '_' and '-' only: it names a folder below storage")
         require(self.seed >= 0, "seed", self.seed, "must not be negative")
+        for key, uri in (("storage", self.storage), ("data.root", self.data.root)):
+            if uri and "://" in uri and urlsplit(uri).password:
+                raise ValueError(f"{key} holds a password; credentials belong in the environment, not in a setting")
         require(self.changed in (None, "redo", "refuse"), "changed", self.changed, "must be redo or refuse")
         for section in vars(self).values():
             if hasattr(section, "check"):

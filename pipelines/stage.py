@@ -21,6 +21,7 @@ from typing import Any
 
 from cluster.session import Resources
 from cluster.storage import Folder
+from pipelines.data.split import salt_check
 from pipelines.memory import PeakMemory
 from pipelines.progress import say
 from pipelines.settings import Settings, outcome_settings
@@ -75,6 +76,7 @@ class Plan:
                 values[f"{section}.{key}"] = value
         if "data" in self.settings.graph[stage].settings:
             values["data.contents"] = self._contents
+            values["data.salt"] = salt_check()
         return values
 
     @cached_property
@@ -135,9 +137,24 @@ class Plan:
         self.check_stale(stage, redo=redo)
         if self.is_stale(stage):
             say(f"{stage}: {self.differences(stage)}; starts anew")
-            folder.remove("stage.json")
+            self._disown(stage)
             folder.clear()
+        if not folder.exists("begun.json"):
+            for follower in self._followers(stage):
+                self._disown(follower)
         folder.write_json("begun.json", {"fingerprint": self.fingerprint(stage), "settings": self.chosen(stage)})
+
+    def _disown(self, stage: str) -> None:
+        """Have the work in a stage's folder count as no one's, so that it is cleared before anything else is done."""
+        for name in ("stage.json", "begun.json"):
+            (self.folder / stage).remove(name)
+
+    def _followers(self, stage: str) -> list[str]:
+        """The stages that need `stage`, directly or not: what they made is not of what it is about to make."""
+        def needs(other: str) -> bool:
+            return any(need == stage or needs(need) for need in self.settings.graph[other].needs)
+
+        return [other for other in self.settings.graph if needs(other)]
 
     def execute(self, stage: str, resources: Resources) -> dict[str, Any]:
         """Run the stage's function and commit its stage.json.  Returns the record."""

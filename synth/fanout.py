@@ -120,6 +120,7 @@ def fan_out(job: Job, shards: list[int], resources: Resources) -> Iterator[int |
     Yields None once when the actors are ready, then the number of images of each shard as it is committed.
 
     Raises:
+        ValueError: more actors are asked for than the cluster has room for.
         RuntimeError: a shard outlived MAX_ATTEMPTS actors.
     """
     if not shards:
@@ -127,9 +128,14 @@ def fan_out(job: Job, shards: list[int], resources: Resources) -> Iterator[int |
     import ray
     from ray.exceptions import RayActorError
 
+    there = resources.gpus or resources.cpus
+    if (job.settings.actors or 0) > there:
+        raise ValueError(f"sample.actors={job.settings.actors}: the cluster has {there} "
+                         f"{'GPUs' if resources.gpus else 'CPUs'}")
     count = min(job.settings.actors or max(resources.gpus, 1), len(shards))
-    threads = None if count == 1 or resources.gpus else max(resources.cpus // count, 1)
-    needs: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if resources.gpus else {"num_cpus": resources.cpus / count}
+    cpus = resources.cpus_each(count)
+    threads = None if count == 1 or resources.gpus else cpus
+    needs: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if resources.gpus else {"num_cpus": cpus}
     actor = ray.remote(max_restarts=0, **needs)(Worker)
     waiting, attempts = deque(shards), Counter[int]()
     busy: dict[Any, tuple[Any, int]] = {}

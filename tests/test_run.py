@@ -13,13 +13,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import TINY
+from PIL import Image
 from safetensors.numpy import load_file
 
+from pipelines.data.thorax import render
+
 RAYOGRAPH = shutil.which("rayograph", path=os.path.dirname(sys.executable))
-SIZES = (*TINY, "data.images=480", "trainer.images=1024", "trainer.checkpoint_every=128", "sample.n=96")
+SIZES = (*TINY, "data.images=480", "trainer.images=1024", "trainer.checkpoint_every=160", "trainer.log_every=96",
+         "sample.n=96")
 STAGES = ("ingest", "autoencoder", "encoder", "latents", "train", "sample", "evaluate", "finetune", "report", "publish")
 SECONDS = 600  # for one run, on a slow machine
 
@@ -114,6 +119,29 @@ def test_no_test_patient_reaches_what_learns(finished):
 
 
 @pytest.mark.ray
+def test_no_pixel_of_val_or_test_reaches_what_learns(tmp_path):
+    """Two folders that differ in nothing but the held-out images come to the same networks, to the last bit."""
+    random = np.random.default_rng(0)
+    for name in ("first", "second"):
+        for split, count in (("train", 64), ("val", 8), ("test", 8)):
+            folder = tmp_path / name / split
+            folder.mkdir(parents=True)
+            for k in range(count):
+                seed = (0, k) if split == "train" else (*random.integers(1, 1000, 2),)
+                Image.fromarray(render(int(seed[0]), int(seed[1]), 32).image).save(folder / f"{k}.png")
+        for stage in ("ingest", "autoencoder", "encoder", "latents", "train"):
+            run(tmp_path / f"{name}-runs", "data=folder", f"data.root={tmp_path / name}", "trainer.images=256",
+                stage=stage)
+    for network in ("autoencoder/model", "encoder/model", "train/generator/unet"):
+        first, second = (load_file(next((tmp_path / f"{name}-runs/run" / network).glob("*.safetensors")))
+                         for name in ("first", "second"))
+        assert first.keys() == second.keys()
+        assert all((first[key] == second[key]).all() for key in first), network
+    psnr = [record(tmp_path / f"{name}-runs", "autoencoder")["metrics"]["psnr"] for name in ("first", "second")]
+    assert psnr[0] != psnr[1], "the held-out images were the same"
+
+
+@pytest.mark.ray
 def test_the_published_generator_samples_without_this_project(finished, tmp_path):
     script = f"""
 import sys
@@ -159,6 +187,8 @@ def test_sigkill_in_ingest_latents_train_and_sample_changes_nothing(finished, tm
                              ("sample", "sample/corpus/part-*.parquet")):
         kill_when(tmp_path, lambda committed=committed: any(folder.glob(committed)))
         assert not (folder / stage / "stage.json").exists(), f"{stage} was over before the kill"
+        if stage == "train":  # as if killed while Ray wrote it
+            (folder / committed).write_text("")
     run(tmp_path)
     for name in ("ingest/images", "sample/corpus"):
         assert table(tmp_path, name) == table(finished, name)
@@ -181,6 +211,6 @@ def test_two_workers_train_save_resume_export_and_reload(copied, finished, stage
                 for storage in (finished, copied))
     assert one.keys() == two.keys()
     gap = sum(((one[k] - two[k]) ** 2).sum() for k in one) ** 0.5 / sum((one[k] ** 2).sum() for k in one) ** 0.5
-    assert gap < 0.02
+    assert gap < 0.005
     assert record(copied, "train")["metrics"]["loss"] == pytest.approx(record(finished, "train")["metrics"]["loss"],
                                                                        rel=0.02)

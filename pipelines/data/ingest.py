@@ -63,6 +63,8 @@ class Decode:
             decoded = find_source(row["source"]).load(row["uri"], self.settings)
         except Refused as refused:
             return row | {"reason": refused.reason, "detail": str(refused)}
+        except Exception as error:  # one image must not stop the other 868,000
+            return row | {"reason": "decoder_failed", "detail": f"{type(error).__name__}: {error}"}
         identity = decoded.sha256 if self.settings.deduplicate else f"{decoded.sha256}\0{row['path']}"
         return row | {
             "image_id": hashlib.sha256(identity.encode()).hexdigest()[:32],
@@ -87,6 +89,8 @@ class Write:
         refused = block.filter(pa.compute.is_valid(block["reason"]))
         if refused.num_rows:
             write_shard(self.quarantine, index, quarantine_rows(refused["uri"], refused["reason"], refused["detail"]))
+        else:
+            self.quarantine.remove(shard_name(index))  # of an attempt that was cut off, and failed where this did not
         kept = block.filter(pa.compute.is_null(block["reason"])).select(IMAGES.names)
         write_shard(self.images, index, kept.cast(IMAGES))
         return pa.table({"rows": [block.num_rows]})

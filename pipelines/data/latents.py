@@ -95,8 +95,6 @@ class Encoding:
     def __call__(self, block: pa.Table) -> pa.Table:
         from pipelines.generator.encoder import embed
 
-        if not block.num_rows:
-            return block.select([*KEPT, "shard"])
         side = block["side"][0].as_py()
         images = np.stack([np.frombuffer(row.as_py(), np.uint8) for row in block["pixels"]]).reshape(-1, 1, side, side)
         found = self._posteriors(images) | {"embedding": embed(self.encoder, images, self.batch).half().numpy()}

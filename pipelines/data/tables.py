@@ -74,10 +74,9 @@ def known_labels(table: pa.Table) -> list[str]:
 
 
 def multi_hot(table: pa.Table, labels: Sequence[str]) -> np.ndarray:
-    """The labels column as float32 (N, len(labels))."""
+    """The labels column as float32 (N, len(labels)); other labels than these are left out."""
     position = {label: k for k, label in enumerate(labels)}
     hot = np.zeros((table.num_rows, len(labels)), np.float32)
     for row, present in enumerate(table["labels"].to_pylist()):
-        for label in present:
-            hot[row, position[label]] = 1
+        hot[row, [position[label] for label in present if label in position]] = 1
     return hot

@@ -40,7 +40,7 @@ def _make(folder: Folder, table: Folder, settings: Autoencoder, size: int, seed:
         fit(model, lambda rows, progress: reconstruction_loss(model, train[rows], settings), settings, len(train), seed,
             folder)
     model.eval()
-    set_statistics(model, train[:STATISTICS_IMAGES], settings.batch)
+    set_statistics(model, train[:: -(-len(train) // STATISTICS_IMAGES)], settings.batch)
     test = pixels(read_table(table, ["image"], "test"))
     metrics = measure(model, test, settings.batch)
     save_pictures(folder, model, test[:SHOWN])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from cluster.storage import Folder
 from pipelines.generator.engine import Tensors
 
 STATE = "state.json"
@@ -35,7 +36,8 @@ def save(folder: Path, state: dict[str, Tensors], cursor: Cursor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part, tensors in state.items():
         save_file(tensors, folder / f"{part}.safetensors")
-    (folder / STATE).write_text(json.dumps(vars(cursor)))
+    sizes = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
+    (folder / STATE).write_text(json.dumps({**vars(cursor), "sizes": sizes}))
 
 
 def load(folder: Path, fingerprint: str) -> tuple[dict[str, Tensors], Cursor]:
@@ -48,4 +50,21 @@ def load(folder: Path, fingerprint: str) -> tuple[dict[str, Tensors], Cursor]:
 
 
 def read_cursor(folder: Path) -> Cursor:
-    return Cursor(**json.loads((folder / STATE).read_text()))
+    state = json.loads((folder / STATE).read_text())
+    return Cursor(state["images"], state["steps"], state["fingerprint"])
+
+
+def newest_whole(checkpoints: Folder) -> Folder | None:
+    """The last checkpoint below `checkpoints` of which every file is there in full, or None."""
+    for name in reversed(checkpoints.names()):
+        if name.startswith(PREFIX) and _is_whole(checkpoints / name):
+            return checkpoints / name
+    return None
+
+
+def _is_whole(folder: Folder) -> bool:
+    try:
+        state = json.loads(folder.read(STATE))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return all(folder.size(file) == size for file, size in state["sizes"].items())

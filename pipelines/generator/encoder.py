@@ -8,6 +8,7 @@ sets from collapsing: Sinkhorn-Knopp centring and the KoLeo term. Views are not 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import kornia.augmentation as K
 import numpy as np
@@ -48,9 +49,10 @@ def _make(folder: Folder, table: Folder, settings: EncoderSettings, size: int, s
         model = from_timm(settings.pretrained, size).to(device())
     else:
         levels = train.astype(np.float32) / 255
-        model = Encoder(settings.architecture, size, mean=float(levels.mean()), std=float(levels.std()),
+        side = whole_patches(size, timm.create_model(settings.architecture, **settings.options))
+        model = Encoder(settings.architecture, side, mean=float(levels.mean()), std=float(levels.std()),
                         options=settings.options)
-        dino = Dino(model, settings, size).to(device())
+        dino = Dino(model, settings).to(device())
         fit(dino, lambda batch, progress: dino.loss(to_device(train[batch], device()), progress), settings, len(train),
             seed, folder)
         model = dino.teacher.encoder
@@ -60,7 +62,10 @@ def _make(folder: Folder, table: Folder, settings: EncoderSettings, size: int, s
     labels = known_labels(rows["train"])
     if labels:
         targets = {split: torch.from_numpy(multi_hot(rows[split], labels)) for split in rows}
-        metrics["knn_auc"] = knn_auc(found["train"], targets["train"], found["val"], targets["val"])
+        judged = [k for k in range(len(labels)) if 0 < targets["val"][:, k].sum() < len(targets["val"])]
+        if judged:
+            metrics["knn_auc"] = knn_auc(found["train"], targets["train"][:, judged], found["val"],
+                                         targets["val"][:, judged])
     save_model(folder, model)
     folder.remove(CHECKPOINT)
     return metrics | {"parameters": sum(p.numel() for p in model.parameters()),
@@ -71,13 +76,18 @@ def _make(folder: Folder, table: Folder, settings: EncoderSettings, size: int, s
 def from_timm(name: str, size: int) -> Encoder:
     """A timm model with its Hub weights, for gray images of `size` pixels (rounded to whole patches)."""
     source = timm.create_model(name, pretrained=True, num_classes=0)
-    patch = source.patch_embed.patch_size[0]
     mean, std = (float(np.mean(source.pretrained_cfg[key])) for key in ("mean", "std"))
-    side = max(size // patch, 1) * patch
+    side = whole_patches(size, source)
     model = Encoder(name, side, 3, mean, std)
     weights = timm.create_model(name, pretrained=True, num_classes=0, img_size=side, dynamic_img_size=True).state_dict()
     model.vit.load_state_dict(weights)
     return model
+
+
+def whole_patches(size: int, vit: Any) -> int:
+    """`size` in pixels, rounded down to whole patches of a timm vision transformer; at least one."""
+    patch: int = vit.patch_embed.patch_size[0]
+    return max(size // patch, 1) * patch
 
 
 class Head(nn.Module):
@@ -102,13 +112,13 @@ class Network(nn.Module):
 class Dino(nn.Module):
     """Student and teacher; the teacher is the student's moving average and ends as the encoder."""
 
-    def __init__(self, encoder: Encoder, settings: EncoderSettings, size: int) -> None:
+    def __init__(self, encoder: Encoder, settings: EncoderSettings) -> None:
         super().__init__()
         self.settings = settings
+        size = encoder.image_size
         self.student = Network(encoder, Head(encoder.embedding_dim, settings.prototypes))
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        patch = encoder.vit.patch_embed.patch_size[0]
-        local = max(size // 2 // patch, 1) * patch
+        local = whole_patches(size // 2, encoder.vit)
         self.global_view, self.local_view = views(size, (0.4, 1.0)), views(local, (0.1, 0.4))
 
     def loss(self, images: Tensor, progress: float) -> dict[str, Tensor]:

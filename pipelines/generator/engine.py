@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.generator.ema import Ema
+from pipelines.generator.fit import bf16_is_fast
 from pipelines.settings import Trainer
 
 Tensors = dict[str, Tensor]
@@ -61,7 +62,10 @@ class Engine:
         self.ema.update(batch, seen)
 
     def state(self) -> dict[str, Tensors]:
-        """All state as whole fp32 tensors on the host: model, ema, exp_avg and exp_avg_sq, each by parameter name."""
+        """All state as whole fp32 tensors on the host: model, ema, exp_avg and exp_avg_sq, each by parameter name.
+
+        On rank 0 only: the other workers get empty tables, for one copy on the host is enough.
+        """
         moments = {key: self._gather([state[key] for state in self._adam_state]) for key in MOMENTS}
         return {"model": self._gather(self.partitions), "ema": self._gather(self.ema.averages), **moments}
 
@@ -88,8 +92,13 @@ class Engine:
     def _gather(self, buffers: list[Tensor]) -> Tensors:
         from deepspeed.utils import safe_get_full_fp32_param
 
+        whole: Tensors = {}
         with self._in_place_of_weights(buffers):
-            return {name: safe_get_full_fp32_param(parameter).cpu().clone() for name, parameter in self._named}
+            for name, parameter in self._named:
+                tensor = safe_get_full_fp32_param(parameter)
+                if torch.distributed.get_rank() == 0:
+                    whole[name] = tensor.cpu().clone()
+        return whole
 
     def _scatter(self, buffers: list[Tensor], tensors: Tensors) -> None:
         from deepspeed.utils import safe_set_full_fp32_param
@@ -121,7 +130,7 @@ def deepspeed_config(settings: Trainer, world: int) -> dict:
         "train_batch_size": settings.batch,
         "train_micro_batch_size_per_gpu": settings.batch // world,
         "gradient_clipping": settings.grad_clip,
-        "bf16": {"enabled": settings.precision == "bf16"},
+        "bf16": {"enabled": settings.precision == "bf16" and bf16_is_fast()},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,

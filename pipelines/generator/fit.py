@@ -26,7 +26,8 @@ LOG_SECONDS = 5.0
 
 def bf16_is_fast() -> bool:
     """Whether this process's hardware multiplies bfloat16."""
-    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.cuda.is_available() or (
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def autocast() -> contextlib.AbstractContextManager:
@@ -84,13 +85,14 @@ def fit(module: nn.Module, loss: Loss, settings: Fitting, n: int, seed: int, fol
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         now = time.monotonic()
-        if now - logged > LOG_SECONDS or stop == total:
+        save = now - saved > settings.checkpoint_seconds or stop == total
+        if save or now - logged > LOG_SECONDS:
             logged = now
             numbers = {name: value.item() for name, value in values.items()}
             if not math.isfinite(numbers["loss"]):
                 raise FloatingPointError(f"the loss is {numbers['loss']} at {stop} images; lower the learning rate")
             journal.log(stop, **numbers)
-        if now - saved > settings.checkpoint_seconds or stop == total:
+        if save:  # only what was just found finite
             saved = now
             buffer = io.BytesIO()
             torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(), "cursor": stop}, buffer)

@@ -45,12 +45,13 @@ class Objective:
         def uniform() -> Tensor:
             return torch.rand(batch, generator=generator, device=self.device)[share]
 
+        settings, drop_all = self.settings, uniform() < self.settings.drop_all
         return Draw(
             posterior=normal(),
             noise=normal(),
-            timesteps=(uniform() * self.settings.timesteps).long(),
-            drop_embedding=uniform() < self.settings.drop_embedding,
-            drop_labels=uniform() < self.settings.drop_labels,
+            timesteps=(uniform() * settings.timesteps).long(),
+            drop_embedding=drop_all | (uniform() < settings.drop_embedding),
+            drop_labels=drop_all | (uniform() < settings.drop_labels),
         )
 
     def loss(self, model: nn.Module, latents: Tensor, embedding: Tensor, labels: Tensor, draw: Draw) -> Tensor:
@@ -67,13 +68,20 @@ class Objective:
         return (error * self.weight(draw.timesteps)).mean()
 
     def weight(self, timesteps: Tensor) -> Tensor:
-        """min-SNR-gamma weights (B,) for the chosen prediction (Hang et al. 2023, arXiv 2303.09556)."""
+        """min-SNR-gamma weights (B,) for the chosen prediction (Hang et al. 2023, arXiv 2303.09556).
+
+        For v they are the paper's with one added to the SNR before the cap, as in diffusers' training examples: they
+        do not vanish where the SNR does, which is where sampling starts.
+        """
         if self.settings.min_snr is None:
             return torch.ones_like(timesteps, dtype=torch.float32)
         snr = self.snr[timesteps]
         capped = snr.clamp(max=self.settings.min_snr)
-        return {"sample": capped, "epsilon": capped / snr.clamp(min=1e-8), "v_prediction": capped / (snr + 1)}[
-            self.settings.prediction]
+        return {
+            "sample": capped,
+            "epsilon": capped / snr.clamp(min=1e-8),
+            "v_prediction": (snr + 1).clamp(max=self.settings.min_snr) / (snr + 1),
+        }[self.settings.prediction]
 
 
 def training_scheduler(settings: ObjectiveSettings) -> DDPMScheduler:

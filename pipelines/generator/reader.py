@@ -51,6 +51,7 @@ class Reader:
         """Batches from `cursor` to `total` images, prepared in a thread; an exception there is raised here."""
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
         stop = threading.Event()
+        index = torch.cuda.current_device() if device == "cuda" else None  # a new thread would start at device 0
 
         def put(item: Batch | BaseException | None) -> None:
             while not stop.is_set():
@@ -61,6 +62,8 @@ class Reader:
 
         def prepare() -> None:
             try:
+                if index is not None:
+                    torch.cuda.set_device(index)
                 for start, end in batches(total, batch, cursor):
                     put(self._share(start, end, rank, world, device))
                     if stop.is_set():

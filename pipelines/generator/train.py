@@ -28,6 +28,8 @@ from pipelines.progress import Journal, follow, read_journal, say
 from pipelines.settings import Settings
 from pipelines.stage import Metrics, Stage
 
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
+
 
 @dataclass(frozen=True)
 class Job:
@@ -37,8 +39,9 @@ class Job:
     fingerprint: str
     folder: Folder  # of the train stage
     latents: Folder
-    latents_mean: list[float]  # per channel, of the whole set
+    latents_mean: list[float]  # per channel
     latents_std: list[float]
+    earlier: Folder | None  # checkpoint to go on from where Ray knows of none
 
 
 def train(stage: Stage) -> Metrics:
@@ -47,7 +50,7 @@ def train(stage: Stage) -> Metrics:
 
     config = load_autoencoder(stage.input("autoencoder")).config
     job = Job(stage.settings, stage.fingerprint, stage.folder, stage.input("latents"), list(config.latents_mean),
-              list(config.latents_std))
+              list(config.latents_std), earlier_checkpoint(stage.folder / "checkpoints"))
     with follow(stage.folder, "train", stage.settings.trainer.images):
         last = _fit(job, stage)
     parameters = export(stage, last)
@@ -73,7 +76,7 @@ def _fit(job: Job, stage: Stage) -> Folder:
         scaling_config=ScalingConfig(
             num_workers=wanted,
             use_gpu=resources.gpus > 0,
-            resources_per_worker=None if resources.gpus else {"CPU": max(resources.cpus // wanted, 1)},
+            resources_per_worker=None if resources.gpus else {"CPU": resources.cpus_each(wanted)},
         ),
         run_config=RunConfig(
             name="checkpoints",
@@ -87,6 +90,19 @@ def _fit(job: Job, stage: Stage) -> Folder:
     return checkpoints / Path(result.checkpoint.path).name
 
 
+def earlier_checkpoint(checkpoints: Folder) -> Folder | None:
+    """The newest whole checkpoint where Ray's own list of them is missing or was cut off while it was written.
+
+    Ray writes that list in place, and refuses to start on half of one; it is then removed.
+    """
+    try:
+        if checkpoints.read_json(SNAPSHOT) is not None:
+            return None
+    except RuntimeError:
+        checkpoints.remove(SNAPSHOT)
+    return checkpoint.newest_whole(checkpoints)
+
+
 def work(config: dict[str, Any]) -> None:
     """One worker: the whole training loop."""
     import ray.train
@@ -98,7 +114,7 @@ def work(config: dict[str, Any]) -> None:
     reader = Reader(job.latents, seed)
     torch.manual_seed(seed)
     denoiser = build(job.settings.denoiser, reader.latent, reader.embedding.shape[1], reader.labels)
-    state, cursor = _last_checkpoint(job.fingerprint)
+    state, cursor = _last_checkpoint(job)
     if state:
         denoiser.load_state_dict(state["model"])
     engine = Engine(denoiser, trainer, world)
@@ -119,9 +135,10 @@ def work(config: dict[str, Any]) -> None:
         steps += 1
         seen = batch.stop
         log.add(loss)
-        if crossed(batch, trainer.log_every) or seen == trainer.images:
+        save = crossed(batch, trainer.checkpoint_every) or seen == trainer.images
+        if save or crossed(batch, trainer.log_every):
             log.write(seen, lr=trainer.lr * rate, ema_distance=engine.ema_distance(), grad_norm=engine.grad_norm())
-        if crossed(batch, trainer.checkpoint_every) or seen == trainer.images:
+        if save:  # only what was just found finite; a resumed run's intervals begin here
             _save(engine, checkpoint.Cursor(seen, steps, job.fingerprint), rank)
 
 
@@ -130,14 +147,17 @@ def crossed(batch: Batch, every: int) -> bool:
     return batch.start // every != batch.stop // every
 
 
-def _last_checkpoint(fingerprint: str) -> tuple[dict[str, dict[str, Tensor]], checkpoint.Cursor]:
+def _last_checkpoint(job: Job) -> tuple[dict[str, dict[str, Tensor]], checkpoint.Cursor]:
     import ray.train
 
-    last = ray.train.get_checkpoint()
-    if last is None:
-        return {}, checkpoint.Cursor(0, 0, fingerprint)
-    with last.as_directory() as folder:
-        return checkpoint.load(Path(folder), fingerprint)
+    if last := ray.train.get_checkpoint():
+        with last.as_directory() as folder:
+            return checkpoint.load(Path(folder), job.fingerprint)
+    if job.earlier:
+        with tempfile.TemporaryDirectory() as folder:
+            job.earlier.download(folder)
+            return checkpoint.load(Path(folder), job.fingerprint)
+    return {}, checkpoint.Cursor(0, 0, job.fingerprint)
 
 
 def _save(engine: Engine, cursor: checkpoint.Cursor, rank: int) -> None:

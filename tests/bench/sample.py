@@ -33,6 +33,9 @@ def main() -> None:
                       guidance_scale=guidance)
         sampler = Sampler(Folder(aside), steps, guidance, batch)
         bare = load_pipeline(Path(aside))
+    dtype = sampler.pipeline.unet.dtype
+    bare.unet.to(dtype)
+    bare.conditioner.to(dtype)
     embedding = np.random.default_rng(0).normal(size=WIDTH).astype(np.float32)
     condition = Condition(embedding, np.array([1, 0], np.float32), ())
 
@@ -48,13 +51,14 @@ def main() -> None:
         latents = torch.randn(batch, *LATENT)
         bare.scheduler.set_timesteps(steps)
         for t in bare.scheduler.timesteps:
-            null, given = bare.unet(torch.cat([latents, latents]), t, encoder_hidden_states=context).sample.chunk(2)
+            both = torch.cat([latents, latents]).to(dtype)
+            null, given = bare.unet(both, t, encoder_hidden_states=context).sample.chunk(2)
             latents = bare.scheduler.step(null + guidance * (given - null), t, latents).prev_sample
         return len(bare.vae.decode(latents).sample)
 
     rate, plain = alternate(ours, baseline, ROUNDS)
     emit("sample", rate / plain, 1.0, images_per_second=round(rate, 2), baseline=round(plain, 2), steps=steps,
-         guidance=guidance, against="bare diffusers loop, float32, batched guidance")
+         guidance=guidance, against=f"bare diffusers loop, {dtype}, batched guidance")
 
 
 if __name__ == "__main__":

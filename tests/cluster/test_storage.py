@@ -116,6 +116,22 @@ def test_unwritable_storage_is_named(tmp_path):
     assert Folder(str(tmp_path / "fine")).names() == []
 
 
+def test_what_a_killed_write_left_is_not_downloaded(tmp_path):
+    folder = Folder(str(tmp_path / "corpus"))
+    folder.write("part-00000.parquet", b"whole")
+    (tmp_path / "corpus" / ".part-00001.parquet.abc.tmp").write_bytes(b"ha")
+    folder.download(tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["part-00000.parquet"]
+
+
+def test_a_folder_is_held_by_one_command_at_a_time(tmp_path):
+    folder = Folder(str(tmp_path))
+    with folder.locked(), pytest.raises(ValueError, match="another rayograph command"), Folder(str(tmp_path)).locked():
+        pass
+    with folder.locked():
+        assert folder.names() == []
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_named(tmp_path):
     tmp_path.chmod(0o500)

@@ -85,7 +85,7 @@ def test_a_folders_contents_change_its_ingest(tmp_path, compose):
 def finish(settings, *stages):
     """Leave what these stages leave, without their work."""
     plan = Plan(settings)
-    for stage in stages:
+    for stage in (name for name in run.order(settings) if name in stages):
         plan.begin(stage, redo=False)
         (plan.folder / stage).write_json("stage.json", {"fingerprint": plan.fingerprint(stage), "metrics": {}})
 
@@ -142,6 +142,53 @@ def test_a_clearing_that_was_killed_leaves_nothing_to_build_on(compose):
         plan.begin("ingest", redo=False)
     plan.begin("ingest", redo=True)
     assert (plan.folder / "ingest").names() == ["begun.json"]
+
+
+def test_a_clearing_that_was_killed_is_not_gone_on_with_under_the_first_settings(compose, monkeypatch):
+    """Whatever `begin` removes before it clears, the settings that made the folder must not find it half empty."""
+    finish(compose(), "ingest")
+    plan = Plan(compose())
+    (plan.folder / "ingest" / "images").write("part-00000.parquet", b"")
+    (plan.folder / "ingest" / "quarantine").write("part-00000.parquet", b"")
+
+    def killed(folder):
+        folder.filesystem.delete_dir(f"{folder.path}/quarantine")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(plan.folder), "clear", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Plan(compose("data.size=32")).begin("ingest", redo=True)
+    monkeypatch.undo()
+    assert not Plan(compose()).is_done("ingest")
+    Plan(compose()).begin("ingest", redo=True)
+    assert (plan.folder / "ingest").names() == ["begun.json"]
+
+
+def test_what_was_made_of_a_stages_earlier_work_is_not_taken_for_made_of_its_next(compose):
+    """Settings A, then B, then A again: A's encoder is trained anew, and A's old latents are not of it."""
+    everything = run.order(compose())
+    finish(compose(), *everything)
+    (Plan(compose()).folder / "latents").write("part-00000.parquet", b"")
+    Plan(compose("encoder.lr=0.5")).begin("encoder", redo=True)
+    plan = Plan(compose())
+    plan.begin("encoder", redo=True)
+    assert [stage for stage in everything if plan.is_done(stage)] == ["ingest", "autoencoder"]
+    with pytest.raises(ValueError, match="latents"):
+        plan.begin("latents", redo=False)
+
+
+def test_a_damaged_record_is_named(compose):
+    finish(compose(), "ingest")
+    (Plan(compose()).folder / "ingest").write("stage.json", b"")
+    with pytest.raises(RuntimeError, match=r"ingest/stage\.json is damaged"):
+        Plan(compose()).is_done("ingest")
+
+
+def test_another_salt_is_other_settings(compose, monkeypatch):
+    before = Plan(compose()).fingerprint("ingest")
+    monkeypatch.setenv("RAYOGRAPH_SALT", "of our own")
+    assert Plan(compose()).fingerprint("ingest") != before
+    assert "of our own" not in str(Plan(compose()).chosen("ingest"))
 
 
 def test_a_missing_input_is_named_with_the_command_that_makes_it(compose):
@@ -236,7 +283,7 @@ def small_graph(compose, monkeypatch):
 
     import cluster.session
 
-    monkeypatch.setattr(cluster.session, "session", lambda: contextlib.nullcontext(cluster.session.Resources(2, 0)))
+    monkeypatch.setattr(cluster.session, "session", lambda: contextlib.nullcontext(cluster.session.Resources(2, 0, 2)))
 
     def small(*overrides):
         settings = compose(*overrides)

@@ -70,8 +70,8 @@ def test_image_k_does_not_depend_on_the_batch_it_is_sampled_in(job):
 def test_the_corpus_is_the_same_for_any_number_of_actors_and_when_one_is_killed(job, ray_cluster):
     one, many = job("one"), job("many")
     shards = list(range(3))
-    list(fanout.fan_out(one, shards, Resources(2, 0)))
-    events = fanout.fan_out(many, shards, Resources(4, 0))
+    list(fanout.fan_out(one, shards, Resources(2, 0, 2)))
+    events = fanout.fan_out(many, shards, Resources(4, 0, 4))
     many.settings.actors = 2
     assert next(events) is None
     victims = [p for p in psutil.Process().children(recursive=True) if "ray::Worker" in " ".join(p.cmdline()[:1])]

@@ -97,7 +97,7 @@ def write_toy(folder: Folder, schema: pa.Schema, n: int, seed: int, shard: int =
 def stage(tiny, monkeypatch) -> Stage:
     """The stage over toy tables, computing in this process."""
     monkeypatch.setattr(module, "compute", lambda resources, function, *work: function(*work))
-    stage = Stage("finetune", tiny("finetune.images=800", "finetune.lr=0.005"), Resources(1, 0), "f")
+    stage = Stage("finetune", tiny("finetune.images=800", "finetune.lr=0.005"), Resources(1, 0, 1), "f")
     for shard, (split, n) in enumerate({"train": 200, "val": 60, "test": 60}.items()):
         write_toy(stage.input("ingest") / "images", IMAGES, n, shard, shard, split=split)
     return stage

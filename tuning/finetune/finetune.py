@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ def finetune(stage: Stage) -> Metrics:
     metrics |= {"target": target, "n": counts}
     obstacles = {arm: [why for name in (*sources, "test") if (why := one_class(name, counts[name], target))]
                  for arm, sources in ARMS.items()}
+    fewest = min(counts[name]["images"] for name in ("real", "synthetic"))
+    settings = replace(settings, images=settings.total(fewest))
     encoder = stage.input("encoder") if settings.backbone == "encoder" else None
     for arm, sources in ARMS.items():
         if obstacles[arm]:
@@ -56,8 +59,7 @@ def finetune(stage: Stage) -> Metrics:
         folder = stage.folder / arm
         work = (folder, [parts[name] for name in sources], parts["val"], parts["test"], target, settings, encoder,
                 stage.settings.seed)
-        total = settings.total(sum(counts[name]["images"] for name in sources))
-        metrics[arm] = folder.read_json(RESULT) or _follow(stage, arm, total, work)
+        metrics[arm] = folder.read_json(RESULT) or _follow(stage, arm, settings.images, work)
     return metrics | _skip([why for arm in ARMS for why in obstacles[arm]])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cluster.storage import Folder
@@ -46,9 +47,9 @@ def manifest(settings: Data, seed: int) -> pa.Table:
 def load(uri: str, settings: Data) -> Decoded:
     from pipelines.data.decode import Refused, decode
 
-    folder, name = uri.rsplit("/", 1)
+    root = _root(settings)
     try:
-        content = Folder(folder).read(name)
+        content = _folder(root).read(uri[len(root) + 1 :])
     except OSError as error:
         raise Refused("unreadable", str(error)) from error
     return decode(content, settings)
@@ -60,11 +61,17 @@ def _root(settings: Data) -> str:
     return settings.root
 
 
+@lru_cache(maxsize=8)
+def _folder(root: str) -> Folder:
+    """One connection for all images of a root."""
+    return Folder(root)
+
+
 def _listing(root: str) -> list[tuple[str, int]]:
     """Relative path and size of every image file that is not hidden, sorted by path; ValueError when there is none."""
     from pyarrow.fs import FileSelector, FileType
 
-    folder = Folder(root)
+    folder = _folder(root)
     try:
         found = folder.filesystem.get_file_info(FileSelector(folder.path, recursive=True))
         files = [(f.path[len(folder.path) :].strip("/"), f.size) for f in found if f.type == FileType.File]

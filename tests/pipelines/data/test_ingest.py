@@ -72,8 +72,8 @@ def settings(tmp_path):
 def run(settings) -> tuple[Stage, dict]:
     plan = Plan(settings)
     plan.begin("ingest", redo=False)
-    record = plan.execute("ingest", Resources(2, 0))
-    return Stage("ingest", settings, Resources(2, 0), plan.fingerprint("ingest")), record["metrics"]
+    record = plan.execute("ingest", Resources(2, 0, 2))
+    return Stage("ingest", settings, Resources(2, 0, 2), plan.fingerprint("ingest")), record["metrics"]
 
 
 def rows(stage: Stage) -> list[dict]:

@@ -54,6 +54,12 @@ def test_a_shard_is_plain_parquet(folder):
     assert pq.read_table(f"{folder.uri}/part-00003.parquet").to_pydict() == {"id": [7], "split": ["train"]}
 
 
+def test_labels_that_are_not_asked_for_are_left_out():
+    table = pa.table({"labels": [["b"], ["rare", "a"], []]})
+    np.testing.assert_array_equal(tables.multi_hot(table, ["a", "b"]), [[0, 1], [1, 0], [0, 0]])
+    assert tables.known_labels(table) == ["a", "b", "rare"]
+
+
 def test_png_and_pixels_are_inverse():
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 16), np.uint8)
     table = pa.table({"image": [tables.png(image) for image in images]})

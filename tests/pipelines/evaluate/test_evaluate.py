@@ -57,7 +57,7 @@ def measure(tiny, monkeypatch):
 
     def run(corpus: np.ndarray, *overrides: str, test: np.ndarray = TEST):
         settings = tiny(*overrides)
-        stage = Stage("evaluate", settings, Resources(2, 0), "none")
+        stage = Stage("evaluate", settings, Resources(2, 0, 2), "none")
         (stage.input("ingest") / "images").clear()
         images = rows(TRAIN, "train", split="train") + rows(test, "test", split="test")
         for index in range(0, len(images), 50):

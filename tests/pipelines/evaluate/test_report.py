@@ -57,7 +57,7 @@ def write_stage(stage: Stage, name: str, metrics: dict) -> None:
 
 @pytest.fixture
 def stage(tiny) -> Stage:
-    return Stage("report", tiny(), Resources(2, 0), "none")
+    return Stage("report", tiny(), Resources(2, 0, 2), "none")
 
 
 @pytest.fixture

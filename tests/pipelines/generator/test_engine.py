@@ -11,6 +11,8 @@ from distributed import run
 from pipelines.generator import checkpoint
 from pipelines.settings import Denoiser, Objective, Trainer
 
+pytestmark = pytest.mark.ray
+
 BATCH, LATENT, WIDTH, LABELS = 16, (4, 8, 8), 8, ["a", "b"]
 
 
@@ -48,17 +50,24 @@ def losses(engine, start, stop, rank, world):
     return found
 
 
+def state_everywhere(engine):
+    """The engine's state, which only rank 0 is given, on every rank."""
+    box = [engine.state()]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def train_and_resume(rank, world, stage, precision):
     """Losses of 6 steps unbroken, and of 3 and a resume from the saved state; the state after 3."""
     engine = make_engine(build(), stage, world, precision)
     unbroken = losses(engine, 0, 3, rank, world)
-    state = engine.state()
+    state = state_everywhere(engine)
     unbroken += losses(engine, 3, 6, rank, world)
     module = build()
     module.load_state_dict(state["model"])
     resumed = make_engine(module, stage, world, precision)
     resumed.load(state, 3)
-    again = resumed.state()
+    again = state_everywhere(resumed)
     same = all(torch.equal(state[part][name], again[part][name]) for part in state for name in state[part])
     return {"unbroken": unbroken, "resumed": losses(resumed, 3, 6, rank, world), "same": same,
             "elements": {part: sum(t.numel() for t in tensors.values()) for part, tensors in state.items()},
@@ -113,13 +122,13 @@ def test_a_checkpoint_goes_on_at_another_world_size_and_stage(reference, tmp_pat
 def ema_against_reference(rank, world):
     """The engine's EMA and one computed by its definition from the weights after each step."""
     engine = make_engine(build(), 2, world, "fp32")
-    expected = engine.state()["model"]
+    expected = state_everywhere(engine)["model"]
     for step in range(4):
         losses(engine, step, step + 1, rank, world)
         beta = 0.5 ** (BATCH / min(64, (step + 1) * BATCH * 0.05))
-        weights = engine.state()["model"]
+        weights = state_everywhere(engine)["model"]
         expected = {name: beta * expected[name] + (1 - beta) * weights[name] for name in weights}
-    found = engine.state()["ema"]
+    found = state_everywhere(engine)["ema"]
     return max((found[name] - expected[name]).abs().max().item() for name in expected)
 
 
@@ -136,6 +145,23 @@ def test_the_draw_of_a_step_does_not_depend_on_the_number_of_workers():
     for name in vars(whole):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
     assert not torch.equal(whole.noise, objective.draw((8, *LATENT), 3, 648).noise)
+
+
+def test_a_tenth_of_the_images_is_seen_without_any_condition():
+    from pipelines.generator.objective import Objective as Diffusion
+
+    draw = Diffusion(Objective(drop_all=0.1, drop_embedding=0.05, drop_labels=0.2), "cpu").draw((20_000, 1, 1, 1), 0, 0)
+    assert (draw.drop_embedding & draw.drop_labels).float().mean() == pytest.approx(0.1 + 0.9 * 0.05 * 0.2, abs=0.01)
+    assert draw.drop_embedding.float().mean() == pytest.approx(0.1 + 0.9 * 0.05, abs=0.01)
+    assert draw.drop_labels.float().mean() == pytest.approx(0.1 + 0.9 * 0.2, abs=0.01)
+
+
+def test_min_snr_leaves_the_weight_of_v_where_sampling_starts():
+    from pipelines.generator.objective import Objective as Diffusion
+
+    weight = Diffusion(Objective(min_snr=5.0), "cpu").weight(torch.tensor([0, 900, 999]))
+    assert weight[0] < 0.01
+    assert weight[1:].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon", "sample"])
