@@ -20,7 +20,9 @@ from conftest import TINY
 from PIL import Image
 from safetensors.numpy import load_file
 
+from pipelines.compose import load_settings
 from pipelines.data.thorax import render
+from pipelines.run import run_stages
 
 RAYOGRAPH = shutil.which("rayograph", path=os.path.dirname(sys.executable))
 SIZES = (*TINY, "data.images=480", "trainer.images=1024", "trainer.checkpoint_every=160", "trainer.log_every=96",
@@ -119,6 +121,7 @@ def test_no_test_patient_reaches_what_learns(finished):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
 def test_no_pixel_of_val_or_test_reaches_what_learns(tmp_path):
     """Two folders that differ in nothing but the held-out images come to the same networks, to the last bit."""
     random = np.random.default_rng(0)
@@ -129,9 +132,9 @@ def test_no_pixel_of_val_or_test_reaches_what_learns(tmp_path):
             for k in range(count):
                 seed = (0, k) if split == "train" else (*random.integers(1, 1000, 2),)
                 Image.fromarray(render(int(seed[0]), int(seed[1]), 32).image).save(folder / f"{k}.png")
-        for stage in ("ingest", "autoencoder", "encoder", "latents", "train"):
-            run(tmp_path / f"{name}-runs", "data=folder", f"data.root={tmp_path / name}", "trainer.images=256",
-                stage=stage)
+        settings = load_settings(*TINY, "data=folder", f"data.root={tmp_path / name}", "name=run",
+                                 f"storage={tmp_path / name}-runs")
+        run_stages(settings, ["ingest", "autoencoder", "encoder", "latents", "train"], redo=False)
     for network in ("autoencoder/model", "encoder/model", "train/generator/unet"):
         first, second = (load_file(next((tmp_path / f"{name}-runs/run" / network).glob("*.safetensors")))
                          for name in ("first", "second"))
