@@ -40,8 +40,7 @@ def session() -> Iterator[Resources]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    for name in ("ray.data", "ray._private.authentication"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     ours = not ray.is_initialized()
     if ours:
         if os.environ.get("RAY_ADDRESS"):

@@ -49,6 +49,7 @@ def encode_operator(encode: Encode, resources: Resources) -> tuple[Any, dict[str
 
     pool = ActorPoolStrategy(size=max(resources.gpus, 1))
     return Encoding, {"compute": pool, "fn_constructor_args": (encode,), "num_cpus": 1,
+                      "max_restarts": 3, "max_task_retries": 3,  # Ray's default is to try for ever
                       **({"num_gpus": 1} if resources.gpus else {})}
 
 

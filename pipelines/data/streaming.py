@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,9 @@ def stream(blocks: Sequence[pa.Table], operators: Sequence[tuple[Any, dict[str, 
         return None
     import ray.data
 
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # Ray's plans and notices go to its log file, not to the user
+            handler.setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = None  # a shard stays one block
