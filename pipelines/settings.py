@@ -42,6 +42,7 @@ class Data:
 
     source: str = MISSING  # module of pipelines.data.sources
     root: str | None = None  # folder of the images
+    subset: str | None = None  # which of the sets that a source holds, where it holds several
     size: int = 64  # pixels, the side of the square images that everything learns from
     images: int | None = None  # how many to take; the phantom has no end of them
     patient_regex: str | None = None  # its groups (or whole match) in the relative path name the patient

@@ -18,6 +18,7 @@ MANIFEST = pa.schema([
     ("study_id", pa.string()),
     ("view", pa.string()),
     ("labels", pa.list_(pa.string())),
+    ("uncertain", pa.list_(pa.string())),  # labels that the source neither states nor denies
     ("split", pa.string()),
 ])
 

@@ -1,6 +1,6 @@
 """Public data sets and local folders, one module each, found by name (`data.source`).
 
-A source is a module with three functions:
+A source is a module, or the `SOURCE` of one, with three functions:
 
 - `contents(settings) -> str | None`: a cheap hash of what is there now, so that a changed folder is noticed;
 - `manifest(settings, seed) -> pyarrow.Table`: one row per image (`records.MANIFEST`), `split` null where the source
@@ -32,4 +32,5 @@ def find_source(name: str) -> Source:
     known = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if name not in known:
         raise ValueError(f"data.source={name!r} is not known; there are: {', '.join(known)}")
-    return cast(Source, importlib.import_module(f"{__name__}.{name}"))
+    module = importlib.import_module(f"{__name__}.{name}")
+    return cast(Source, getattr(module, "SOURCE", module))

@@ -1,0 +1,221 @@
+"""An image data set of the Hugging Face Hub (data.root=OWNER/NAME[@REVISION]), or a folder of Parquet laid out alike.
+
+The image column is what `datasets` calls Image: a struct of bytes and path (or plain bytes). Labels are the column
+label or labels, else the first ClassLabel: names, numbers of names, or lists of either. patient_id, study_id, view and
+split are taken where there are columns of these names; else the split is the one that the file's name tells, as in
+`datasets`. data.subset picks one of several configurations, each a folder of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from cluster.storage import Folder
+from pipelines.data.published import Card, Tree
+from pipelines.data.sources.folder import SPLIT_NAMES
+from pipelines.data.sources.manifest import as_table
+from pipelines.progress import say
+from pipelines.settings import Data
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    from pipelines.data.decode import Decoded
+
+CARD = Card(
+    title="Hugging Face data set",
+    images=0,
+    where="https://huggingface.co/datasets",
+    licence="as its card says",
+    citation="as its card says",
+)
+SPLIT_WORDS = SPLIT_NAMES | {"dev": "val", "eval": "test", "evaluation": "test"}
+SPLIT = re.compile(rf"(?<![a-z0-9])({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(?![a-z0-9])")
+LABELS = ("label", "labels")
+OTHERS = ("class", "classes", "finding", "findings", "diagnosis", "category")
+PLAIN = ("patient_id", "study_id", "view", "split")
+
+
+class HuggingFace:
+    name, card = "huggingface", CARD
+
+    def contents(self, settings: Data) -> str:
+        """Hash of the paths and sizes of all Parquet files."""
+        tree = _tree(settings)
+        text = "\n".join(f"{path} {tree.files[path]}" for path in _paths(tree, settings.subset))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def manifest(self, settings: Data, seed: int) -> pa.Table:
+        """One row per image, in the order of the files; `uri` is FILE#ROW.  Image bytes are not read.
+
+        Raises:
+            ValueError: there is no Parquet, or none with images, or several configurations and no data.subset.
+        """
+        return as_table(self.rows(settings), settings)
+
+    def rows(self, settings: Data) -> list[dict[str, Any]]:
+        """Rows of the manifest."""
+        tree = _tree(settings)
+        rows = [row for path in _paths(tree, settings.subset) for row in _rows(tree.root, path)]
+        if not rows:
+            raise tree.missing("row")
+        if all(row["patient_id"] == row["path"] for row in rows):
+            say(f"{tree.root} has no column patient_id: each image counts as a patient of its own")
+        return rows
+
+    def load(self, uri: str, settings: Data) -> Decoded:
+        from pyarrow import ArrowInvalid
+
+        from pipelines.data.decode import Refused, decode
+
+        path, _, row = uri[len(_root(settings)) + 1 :].rpartition("#")
+        try:
+            content = _content(_root(settings), path, int(row))
+        except (OSError, ArrowInvalid) as error:
+            raise Refused("unreadable", str(error)) from error
+        return decode(content or b"", settings)
+
+
+def _tree(settings: Data) -> Tree:
+    tree = Tree(_root(settings), CARD)
+    try:
+        _ = tree.files
+    except ValueError:
+        raise
+    except Exception as error:  # the Hub's client raises many kinds: no network, no access
+        raise ValueError(f"data.root={settings.root!r} cannot be read from {CARD.where}: {error}") from error
+    return tree
+
+
+def _root(settings: Data) -> str:
+    root = settings.root
+    if not root:
+        raise ValueError(f"data=huggingface needs data.root=OWNER/NAME of a data set at {CARD.where}, or a folder of "
+                         "Parquet")
+    if "://" in root or os.path.isdir(os.path.expanduser(root)):
+        return Folder(root).uri
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", root):
+        return f"hf://datasets/{root}"
+    raise ValueError(f"data.root={root!r} is no folder, and no OWNER/NAME of a data set at {CARD.where}")
+
+
+def _paths(tree: Tree, subset: str | None) -> list[str]:
+    paths = [path for path in tree.files if path.endswith(".parquet")]
+    configurations = sorted({_configuration(path) for path in paths} - {None})
+    if subset:
+        paths = [path for path in paths if _configuration(path) == subset]
+    elif len(configurations) > 1:
+        raise ValueError(f"data.root={tree.root!r} holds several configurations; set data.subset to one of "
+                         f"{', '.join(configurations)}")
+    if not paths:
+        raise tree.missing(f"Parquet file of data.subset={subset!r}" if subset else
+                           "Parquet file (a data set of another format has a branch of Parquet: add "
+                           "@refs/convert/parquet to its name)")
+    return paths
+
+
+def _configuration(path: str) -> str | None:
+    """The folder that names a configuration: the first that is neither `data` nor a split's."""
+    return next((part for part in path.split("/")[:-1] if part != "data" and part.lower() not in SPLIT_WORDS), None)
+
+
+def _rows(root: str, path: str) -> Iterator[dict[str, Any]]:
+    file = _parquet(root, path)
+    _image_column(file.schema_arrow, f"{root}/{path}")
+    label, names = _label_column(file.schema_arrow)
+    columns = [name for name in (*PLAIN, label) if name in file.schema_arrow.names]
+    words = SPLIT.findall(path.lower())
+    number = 0
+    for group in range(file.num_row_groups):
+        cells = file.read_row_group(group, columns=columns).to_pylist() if columns else []
+        for cell in cells or [{}] * file.metadata.row_group(group).num_rows:
+            place = f"{path}#{number}"
+            number += 1
+            told = {name: str(cell[name]) if cell.get(name) not in (None, "") else None for name in PLAIN}
+            split = SPLIT_WORDS.get((told["split"] or (words[-1] if words else "")).lower())
+            yield told | {
+                "source": "huggingface", "uri": f"{root}/{place}", "path": place, "split": split,
+                "patient_id": told["patient_id"] or place, "labels": _labels(cell.get(label), names),
+                "uncertain": [], "masks": [],
+            }
+
+
+def _image_column(schema: pa.Schema, where: str) -> str:
+    """The column of images, `image` where there are several (masks, for one)."""
+    import pyarrow as pa
+
+    found = [field.name for field in schema
+             if field.type in (pa.binary(), pa.large_binary())
+             or (pa.types.is_struct(field.type) and {f.name for f in field.type} == {"bytes", "path"})]
+    if not found:
+        raise ValueError(f"{where} has no column of images (a struct of bytes and path); it has "
+                         f"{', '.join(schema.names)}")
+    return "image" if "image" in found else found[0]
+
+
+def _label_column(schema: pa.Schema) -> tuple[str | None, list[str] | None]:
+    """The column of labels, and what its numbers stand for."""
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    named = {name: names for name, feature in features.items() if (names := _names(feature))}
+    for name in (*LABELS, *named, *OTHERS):
+        if name in schema.names:
+            return name, named.get(name)
+    return None, None
+
+
+def _names(feature: Any) -> list[str] | None:
+    """The names of a ClassLabel, or of a list of them, as the releases of `datasets` have written it."""
+    if isinstance(feature, list):
+        return _names(feature[0])
+    if not isinstance(feature, dict):
+        return None
+    return feature["names"] if feature.get("_type") == "ClassLabel" else _names(feature.get("feature"))
+
+
+def _labels(value: Any, names: list[str] | None) -> list[str]:
+    """-1 stands for no label, as in `datasets`."""
+    values = [v for v in (value if isinstance(value, list) else [value]) if v not in (None, "")]
+    return [str(v) for v in values] if names is None else [names[v] for v in values if v >= 0]
+
+
+def _content(root: str, path: str, row: int) -> bytes | None:
+    starts = _starts(root, path)
+    group = bisect_right(starts, row) - 1
+    cell = _images(root, path, group)[row - starts[group]].as_py()
+    return cell["bytes"] if isinstance(cell, dict) else cell
+
+
+@lru_cache(maxsize=2)
+def _images(root: str, path: str, group: int) -> pa.ChunkedArray:
+    """The images of one row group: those of a shard are asked for one after the other."""
+    file = _parquet(root, path)
+    column = _image_column(file.schema_arrow, f"{root}/{path}")
+    return file.read_row_group(group, columns=[column]).column(column)
+
+
+@lru_cache(maxsize=64)
+def _starts(root: str, path: str) -> list[int]:
+    """Number of the first row of each row group."""
+    metadata, starts = _parquet(root, path).metadata, [0]
+    for group in range(metadata.num_row_groups - 1):
+        starts.append(starts[-1] + metadata.row_group(group).num_rows)
+    return starts
+
+
+@lru_cache(maxsize=8)
+def _parquet(root: str, path: str) -> ParquetFile:
+    from pyarrow.parquet import ParquetFile
+
+    folder = Folder(root)
+    return ParquetFile(folder.filesystem.open_input_file(f"{folder.path}/{path}"))
+
+
+SOURCE = HuggingFace()

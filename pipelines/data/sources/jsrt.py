@@ -1,0 +1,62 @@
+"""JSRT films and SCR masks: All247images/*.IMG, Clinical_Information/CLNDAT_EN.txt, scratch/fold*/masks/*/*.gif.
+
+JPCLN films have one nodule, JPCNN films none. CLNDAT_EN.txt has a line per nodule film, with tabs and no header: file,
+subtlety, size in mm, age, sex, x, y, malignant or benign, place, diagnosis (CNNDAT_EN.TXT: age and sex of the others).
+Left and right are the patient's. Copies as PNG with labels.csv (image, patient, label) and masks/left_lung, … do too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pipelines.data.published import PICTURES, Card, Image, Mask, Published, Tree
+from pipelines.settings import Data
+
+CARD = Card(
+    title="JSRT",
+    images=247,
+    where="http://db.jsrt.or.jp/eng.php (masks: https://www.isi.uu.nl/Research/Databases/SCR/)",
+    licence="research and education only, no redistribution (JSRT, SCR)",
+    citation="Shiraishi et al., AJR 174, 2000, doi:10.2214/ajr.174.1.1740071; masks: van Ginneken et al., Medical "
+             "Image Analysis 10, 2006, doi:10.1016/j.media.2005.02.002",
+    sign="registration with the JSRT",
+    masks=("left_lung", "right_lung", "heart"),
+)
+FILM = re.compile(r"(JPC[LN]N\d{3})(\.\w+)", re.IGNORECASE)
+KIND = re.compile(r"(JPCLN\d{3})\.IMG\b[^\r\n]*?\b(malignant|benign)\b")
+
+
+def images(tree: Tree, settings: Data) -> Iterator[Image]:
+    """All are PA, one of each patient. SCR's two folds are those of a cross-validation, and no split."""
+    films: dict[str, str] = {}
+    masks: dict[str, dict[str, str]] = {}
+    for path in tree.files:
+        *folders, name = path.split("/")
+        match = FILM.fullmatch(name)
+        structure = folders[-1].lower().replace(" ", "_") if folders else ""
+        if match and structure in CARD.masks:
+            masks.setdefault(match[1].upper(), {}).setdefault(structure, path)
+        elif match and "masks" not in folders and match[2].lower() in (".img", *PICTURES):
+            films.setdefault(match[1].upper(), path)
+    labels = _labels(tree)
+    for film, path in films.items():
+        outlines = masks.get(film, {})
+        yield Image(
+            path=path,
+            patient=film,
+            view="PA",
+            labels=labels.get(film) or ["nodule" if film.startswith("JPCLN") else "non-nodule"],
+            masks=tuple(Mask(name, outlines[name]) for name in CARD.masks if name in outlines),
+        )
+
+
+def _labels(tree: Tree) -> dict[str, list[str]]:
+    if any(path.rsplit("/", 1)[-1] == "labels.csv" for path in tree.files):
+        return {tree.column(row, "image", "labels.csv").rsplit(".", 1)[0]: [tree.column(row, "label", "labels.csv")]
+                for row in tree.table("labels.csv")}
+    text = tree.folder.read(tree.find("CLNDAT_EN.txt", "CLNDAT_EN.TXT")).decode("latin-1")
+    return {film: ["nodule", kind] for film, kind in KIND.findall(text)}
+
+
+SOURCE = Published(CARD, images)

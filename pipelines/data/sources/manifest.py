@@ -1,0 +1,144 @@
+"""A list of images that you wrote yourself: data.root is a CSV, TSV or Parquet file with a row per image.
+
+Columns are path or uri (relative to the file, absolute, or a URI), and, each if you have it, patient_id, study_id,
+view, labels (a list, or joined by `|`), split (train, val or test) and mask (like path; its bright pixels count).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from cluster.storage import Folder
+from pipelines.data.published import Card, read_csv
+from pipelines.data.sources.folder import SPLIT_NAMES
+from pipelines.progress import say
+from pipelines.settings import Data
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipelines.data.decode import Decoded
+
+CARD = Card(
+    title="manifest",
+    images=0,
+    where="its author (any CSV or Parquet file with a column path or uri will do)",
+    licence="its owner's",
+    citation="",
+    masks=("mask",),
+)
+
+
+class Manifest:
+    name, card = "manifest", CARD
+
+    def contents(self, settings: Data) -> str:
+        """Hash of the list itself; the images are not looked at."""
+        return hashlib.sha256(_read(_root(settings))).hexdigest()[:16]
+
+    def manifest(self, settings: Data, seed: int) -> pa.Table:
+        """One row per row of the list; what is not there is refused when it is loaded.
+
+        Raises:
+            ValueError: the list is not there, is empty, or lacks a column.
+        """
+        return as_table(self.rows(settings), settings)
+
+    def rows(self, settings: Data) -> list[dict[str, Any]]:
+        """Rows of the manifest, with `masks`."""
+        root = _root(settings)
+        base = root.rpartition("/")[0]
+        table = _table(root)
+        key = next((name for name in ("uri", "path") if name in table.column_names), None)
+        if key is None:
+            raise ValueError(f"{root} has no column 'path' or 'uri'; it has {', '.join(table.column_names)}")
+        if "patient_id" not in table.column_names:
+            say(f"{root} has no column patient_id: each image counts as a patient of its own")
+        rows = [_row(row, key, base) for batch in table.to_batches() for row in batch.to_pylist() if row[key]]
+        if not rows:
+            raise ValueError(f"{root} lists no image: its column {key!r} is empty")
+        return rows
+
+    def load(self, uri: str, settings: Data) -> Decoded:
+        from pipelines.data.decode import Refused, decode
+
+        try:
+            content = _read(uri)
+        except OSError as error:
+            raise Refused("unreadable", str(error)) from error
+        return decode(content, settings)
+
+
+def as_table(rows: list[dict[str, Any]], settings: Data) -> pa.Table:
+    """The rows in their order, or the `data.images` of them that are a fair draw, the same whatever else there is."""
+    import pyarrow as pa
+
+    from pipelines.data.records import MANIFEST
+
+    if settings.images is not None:
+        drawn = sorted(range(len(rows)), key=lambda k: hashlib.sha256(rows[k]["path"].encode()).hexdigest())
+        rows = [rows[k] for k in sorted(drawn[: settings.images])]
+    return pa.Table.from_pylist(rows, schema=MANIFEST)
+
+
+def _row(row: dict[str, Any], key: str, base: str) -> dict[str, Any]:
+    split = str(row.get("split") or "").strip().lower()
+    if split and split not in SPLIT_NAMES:
+        raise ValueError(f"{row[key]}: split {split!r} is none of {', '.join(SPLIT_NAMES)}")
+    labels = row.get("labels")
+    if labels is None or isinstance(labels, str):
+        labels = (labels or "").split("|")
+    return {
+        "source": "manifest", "uri": _absolute(row[key], base), "path": row.get("path") or row[key],
+        **{name: str(value) if (value := row.get(name)) not in (None, "") else None
+           for name in ("study_id", "view")},
+        "patient_id": str(value) if (value := row.get("patient_id")) not in (None, "") else row[key],
+        "labels": [str(label).strip() for label in (labels if isinstance(labels, list) else [labels])
+                   if label is not None and str(label).strip()],
+        "uncertain": [], "split": SPLIT_NAMES.get(split),
+        "masks": [{"name": "mask", "path": _absolute(row["mask"], base), "rle": None}] if row.get("mask") else [],
+    }
+
+
+def _table(root: str) -> pa.Table:
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        content = _read(root)
+    except OSError as error:
+        raise ValueError(f"data.root={root!r} cannot be read: {error}; data=manifest needs a CSV, TSV or Parquet "
+                         "file") from error
+    try:
+        if content[:4] == b"PAR1":
+            return parquet.read_table(io.BytesIO(content))
+        delimiter = "\t" if ".tsv" in root.rsplit("/", 1)[-1].lower() else ","
+        return read_csv(content, gzipped=content[:2] == b"\x1f\x8b", delimiter=delimiter)
+    except ArrowInvalid as error:
+        raise ValueError(f"{root} is no table: {error}") from error
+
+
+def _root(settings: Data) -> str:
+    if not settings.root:
+        raise ValueError("data=manifest needs data.root=FILE, a CSV, TSV or Parquet file with a column path or uri")
+    return Folder(settings.root).uri
+
+
+def _absolute(path: str, base: str) -> str:
+    return path if "://" in path or path.startswith("/") else f"{base}/{path}"
+
+
+def _read(uri: str) -> bytes:
+    folder, _, name = uri.rpartition("/")
+    return _folder(folder).read(name)
+
+
+@lru_cache(maxsize=256)
+def _folder(uri: str) -> Folder:
+    """One connection for all images of a folder."""
+    return Folder(uri)
+
+
+SOURCE = Manifest()

@@ -1,0 +1,43 @@
+"""RSNA Pneumonia Detection Challenge (Kaggle, stage 2): stage_2_{train,test}_images/PATIENT_ID.dcm.
+
+stage_2_detailed_class_info.csv has the class of each train image (a row per box, so that rows repeat); Target in
+stage_2_train_labels.csv is 1 where it is "Lung Opacity". A patientId is an image of NIH ChestX-ray14, and a person may
+have several: the RSNA's own pneumonia-challenge-dataset-mappings_2018.json, where it is there, tells the person.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from pipelines.data.published import Card, Image, Published, Tree
+from pipelines.settings import Data
+
+CARD = Card(
+    title="RSNA Pneumonia Detection Challenge",
+    images=29_684,
+    where="https://www.kaggle.com/c/rsna-pneumonia-detection-challenge",
+    licence="the competition's rules: non-commercial, for research and education",
+    citation="Shih et al., Radiology: Artificial Intelligence 1(1), 2019, doi:10.1148/ryai.2019180041",
+    sign="a Kaggle account, and the competition's rules",
+)
+CLASSES = ("Lung Opacity", "No Lung Opacity / Not Normal", "Normal")
+TABLE = "stage_2_detailed_class_info.csv"
+NIH = "pneumonia-challenge-dataset-mappings_2018.json"
+
+
+def images(tree: Tree, settings: Data) -> Iterator[Image]:
+    """Every class of an unlabelled image is uncertain, and it has no split: a test without labels tests nothing."""
+    persons = {entry["subset_img_id"]: str(int(entry["img_id"].split("_")[0]))
+               for entry in (json.loads(tree.folder.read(tree.find(NIH))) if tree.has(NIH) else ())}
+    classes = {tree.column(row, "patientId", TABLE): tree.column(row, "class", TABLE) for row in tree.table(TABLE)}
+    for image, label in classes.items():
+        path = tree.by_name.get(f"{image}.dcm", f"stage_2_train_images/{image}.dcm")
+        yield Image(path, persons.get(image, image), labels=[label], split="train")
+    for path in tree.pictures:
+        image = path.rpartition("/")[2].removesuffix(".dcm")
+        if "/stage_2_test_images/" in f"/{path}" and image not in classes:
+            yield Image(path, persons.get(image, image), uncertain=CLASSES)
+
+
+SOURCE = Published(CARD, images)
