@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from cluster.storage import Folder
 from pipelines.settings import Data
@@ -57,6 +57,13 @@ class Image:
     uncertain: Iterable[str] = ()  # mentioned, but neither stated nor denied
     split: str | None = None  # train, val or test, where the owner has an official one
     masks: tuple[Mask, ...] = field(default=())
+
+
+class Findings(TypedDict, total=False):
+    """What a row of a label table says: these fields of an `Image`."""
+
+    labels: list[str]
+    uncertain: list[str]
 
 
 class Tree:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.data.published import Card, Image, Published, Tree
+from pipelines.data.published import Card, Findings, Image, Published, Tree
 from pipelines.settings import Data
 
 CARD = Card(
@@ -42,7 +42,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         yield Image(paths.get(key, path), patient, f"{patient}/{study}", view, split=split, **findings)
 
 
-def stated(tree: Tree, row: dict[str, Any], table: str) -> dict[str, list[str]]:
+def stated(tree: Tree, row: dict[str, Any], table: str) -> Findings:
     """`labels` and `uncertain` of a row that has the 14 findings as columns."""
     cells = {finding: tree.column(row, finding, table) for finding in FINDINGS}
     return {"labels": [finding for finding, cell in cells.items() if cell in STATED],

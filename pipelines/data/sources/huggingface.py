@@ -109,7 +109,7 @@ def _root(settings: Data) -> str:
 
 def _paths(tree: Tree, subset: str | None) -> list[str]:
     paths = [path for path in tree.files if path.endswith(".parquet")]
-    configurations = sorted({_configuration(path) for path in paths} - {None})
+    configurations = sorted({name for path in paths if (name := _configuration(path))})
     if subset:
         paths = [path for path in paths if _configuration(path) == subset]
     elif len(configurations) > 1:

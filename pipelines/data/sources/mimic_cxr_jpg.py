@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.data.published import Card, Image, Published, Tree
+from pipelines.data.published import Card, Findings, Image, Published, Tree
 from pipelines.data.sources.chexpert import stated
 from pipelines.settings import Data
 
@@ -44,7 +44,7 @@ def names(kind: str) -> tuple[str, str]:
     return f"mimic-cxr-2.0.0-{kind}.csv.gz", f"mimic-cxr-2.0.0-{kind}.csv"
 
 
-def findings(tree: Tree) -> dict[str, dict[str, list[str]]]:
+def findings(tree: Tree) -> dict[str, Findings]:
     """Labels, stated and uncertain, by study."""
     table = "mimic-cxr-2.0.0-chexpert.csv"
     return {tree.column(row, "study_id", table): stated(tree, row, table)

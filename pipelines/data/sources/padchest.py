@@ -46,7 +46,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
             study=study,
             view=VIEWS.get(projection, projection) or None,
             labels=known.labels if known else listed(labels),
-            split=known and known.split,
+            split=known.split if known else None,
         )
 
 
