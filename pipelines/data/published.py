@@ -1,27 +1,23 @@
 """What all published data sets have in common: files below `data.root`, tables beside them, a card that says whose.
 
-A module of this package describes one set with a `Card` and a function `images(tree, settings)` that yields one `Image`
+A module of `sources` describes one set with a `Card` and a function `images(tree, settings)` that yields one `Image`
 per picture, from the owner's own layout and tables. `Published` makes a source of the two.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from cluster.storage import Folder
+from pipelines.data.files import PICTURES, connect, contents_hash, fair_draw, listing, read_image
 from pipelines.settings import Data
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipelines.data.decode import Decoded
-
-PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
-
 
 @dataclass(frozen=True)
 class Card:
@@ -56,7 +52,7 @@ class Image:
     labels: Iterable[str] = ()  # stated as present
     uncertain: Iterable[str] = ()  # mentioned, but neither stated nor denied
     split: str | None = None  # train, val or test, where the owner has an official one
-    masks: tuple[Mask, ...] = field(default=())
+    masks: tuple[Mask, ...] = ()
 
 
 class Findings(TypedDict, total=False):
@@ -70,7 +66,7 @@ class Tree:
     """The files and tables below one root, listed once."""
 
     def __init__(self, root: str, card: Card) -> None:
-        self.root, self.card, self.folder = root, card, _folder(root)
+        self.root, self.card, self.folder = root, card, connect(root)
 
     @cached_property
     def files(self) -> dict[str, int]:
@@ -79,18 +75,7 @@ class Tree:
         Raises:
             ValueError: the root is not there, or not readable.
         """
-        from pyarrow.fs import FileSelector, FileType
-
-        try:
-            found = self.folder.filesystem.get_file_info(FileSelector(self.folder.path, recursive=True))
-        except OSError as error:
-            raise ValueError(f"data.root={self.root!r} cannot be read: {error}") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(f"data.root={self.root!r} holds a file whose name is not UTF-8: {error.object!r}") \
-                from error
-        start = len(self.folder.path)
-        files = ((f.path[start:].strip("/"), f.size) for f in found if f.type == FileType.File)
-        return dict(sorted((path, size) for path, size in files if not any(p.startswith(".") for p in path.split("/"))))
+        return listing(self.root)
 
     @cached_property
     def pictures(self) -> list[str]:
@@ -154,7 +139,7 @@ def read_csv(content: bytes, *, gzipped: bool = False, delimiter: str = ",") -> 
 
     packed = gzipped and content[:2] == b"\x1f\x8b"  # pyarrow's input stream has unpacked what is called .gz
     content = gzip.decompress(content) if packed else content
-    names = csv.read_csv(pa.BufferReader(content), parse_options=_parse(delimiter)).column_names
+    names = csv.open_csv(pa.BufferReader(content), parse_options=_parse(delimiter)).schema.names  # its first block
     return csv.read_csv(
         pa.BufferReader(content),
         parse_options=_parse(delimiter),
@@ -168,12 +153,6 @@ def _parse(delimiter: str) -> Any:
     return csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
 
 
-@lru_cache(maxsize=32)
-def _folder(root: str) -> Folder:
-    """One connection for all images of a root."""
-    return Folder(root)
-
-
 class Published:
     """A source made of a card and a function that reads the owner's layout."""
 
@@ -183,8 +162,7 @@ class Published:
 
     def contents(self, settings: Data) -> str:
         """Hash of all relative paths and sizes."""
-        files = self._tree(settings).files
-        return hashlib.sha256("\n".join(f"{path} {size}" for path, size in files.items()).encode()).hexdigest()[:16]
+        return contents_hash(self._tree(settings).files)
 
     def manifest(self, settings: Data, seed: int) -> pa.Table:
         """One row per image that is there.
@@ -201,20 +179,12 @@ class Published:
         if not rows:
             raise tree.missing("image")
         rows.sort(key=lambda row: row["path"])
-        if settings.images is not None:  # a fair draw from all folders, the same whatever else there is
-            drawn = sorted(rows, key=lambda row: hashlib.sha256(row["path"].encode()).hexdigest())[: settings.images]
-            rows = sorted(drawn, key=lambda row: row["path"])
+        rows = [rows[k] for k in fair_draw([row["path"] for row in rows], settings.images)]
         return pa.Table.from_pylist(rows, schema=MANIFEST)
 
     def load(self, uri: str, settings: Data) -> Decoded:
-        from pipelines.data.decode import Refused, decode
-
-        folder, name = uri[: len(self._root(settings))], uri[len(self._root(settings)) + 1 :]
-        try:
-            content = _folder(folder).read(name)
-        except OSError as error:
-            raise Refused("unreadable", str(error)) from error
-        return decode(content, settings)
+        root = self._root(settings)
+        return read_image(root, uri[len(root) + 1 :], settings)
 
     def _row(self, tree: Tree, image: Image) -> dict[str, Any]:
         return {

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from cluster.storage import Folder
+from pipelines.data.files import PICTURES, contents_hash, fair_draw, listing, read_image
 from pipelines.progress import say
 from pipelines.settings import Data
 
@@ -16,15 +14,13 @@ if TYPE_CHECKING:
 
     from pipelines.data.decode import Decoded
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
                "testing": "test"}
 
 
 def contents(settings: Data) -> str:
     """Hash of all relative paths and sizes."""
-    text = "\n".join(f"{path} {size}" for path, size in _listing(_root(settings)))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return contents_hash(_images(_root(settings)))
 
 
 def manifest(settings: Data, seed: int) -> pa.Table:
@@ -34,7 +30,8 @@ def manifest(settings: Data, seed: int) -> pa.Table:
     from pipelines.data.records import MANIFEST
 
     root = _root(settings)
-    paths = sorted(sorted((path for path, _ in _listing(root)), key=_shuffled)[: settings.images])
+    there = list(_images(root))
+    paths = [there[k] for k in fair_draw(there, settings.images)]
     patients = _patients(paths, settings.patient_regex)
     rows = [
         {"source": "folder", "uri": f"{root}/{path}", "path": path, "patient_id": patient, "study_id": None,
@@ -45,14 +42,8 @@ def manifest(settings: Data, seed: int) -> pa.Table:
 
 
 def load(uri: str, settings: Data) -> Decoded:
-    from pipelines.data.decode import Refused, decode
-
     root = _root(settings)
-    try:
-        content = _folder(root).read(uri[len(root) + 1 :])
-    except OSError as error:
-        raise Refused("unreadable", str(error)) from error
-    return decode(content, settings)
+    return read_image(root, uri[len(root) + 1 :], settings)
 
 
 def _root(settings: Data) -> str:
@@ -61,34 +52,12 @@ def _root(settings: Data) -> str:
     return settings.root
 
 
-@lru_cache(maxsize=8)
-def _folder(root: str) -> Folder:
-    """One connection for all images of a root."""
-    return Folder(root)
-
-
-def _listing(root: str) -> list[tuple[str, int]]:
-    """Relative path and size of every image file that is not hidden, sorted by path; ValueError when there is none."""
-    from pyarrow.fs import FileSelector, FileType
-
-    folder = _folder(root)
-    try:
-        found = folder.filesystem.get_file_info(FileSelector(folder.path, recursive=True))
-        files = [(f.path[len(folder.path) :].strip("/"), f.size) for f in found if f.type == FileType.File]
-    except OSError as error:
-        raise ValueError(f"data.root={root!r} cannot be read: {error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data.root={root!r} holds a file whose name is not UTF-8: {error.object!r}") from error
-    images = sorted((path, size) for path, size in files
-                    if path.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in path.split("/")))
+def _images(root: str) -> dict[str, int]:
+    """Bytes of every image file by relative path, in order of path; ValueError when there is none."""
+    images = {path: size for path, size in listing(root).items() if path.lower().endswith(PICTURES)}
     if not images:
-        raise ValueError(f"data.root={root!r} holds no image ({', '.join(SUFFIXES)})")
+        raise ValueError(f"data.root={root!r} holds no image ({', '.join(PICTURES)})")
     return images
-
-
-def _shuffled(path: str) -> str:
-    """Sort key by which the first `data.images` are a fair draw from all folders, the same whatever else there is."""
-    return hashlib.sha256(path.encode()).hexdigest()
 
 
 def _place(path: str) -> tuple[str | None, list[str]]:

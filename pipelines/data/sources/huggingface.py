@@ -8,7 +8,6 @@ split are taken where there are columns of these names; else the split is the on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Folder
+from pipelines.data.files import contents_hash
 from pipelines.data.published import Card, Tree
 from pipelines.data.sources.folder import SPLIT_NAMES
 from pipelines.data.sources.manifest import as_table
@@ -50,8 +50,7 @@ class HuggingFace:
     def contents(self, settings: Data) -> str:
         """Hash of the paths and sizes of all Parquet files."""
         tree = _tree(settings)
-        text = "\n".join(f"{path} {tree.files[path]}" for path in _paths(tree, settings.subset))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return contents_hash({path: tree.files[path] for path in _paths(tree, settings.subset)})
 
     def manifest(self, settings: Data, seed: int) -> pa.Table:
         """One row per image, in the order of the files; `uri` is FILE#ROW.  Image bytes are not read.

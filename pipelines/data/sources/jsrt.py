@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pipelines.data.published import PICTURES, Card, Image, Mask, Published, Tree
+from pipelines.data.files import PICTURES
+from pipelines.data.published import Card, Image, Mask, Published, Tree
 from pipelines.settings import Data
 
 CARD = Card(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Folder
+from pipelines.data.files import connect, fair_draw, read_image
 from pipelines.data.published import Card, read_csv
 from pipelines.data.sources.folder import SPLIT_NAMES
 from pipelines.progress import say
@@ -63,13 +63,8 @@ class Manifest:
         return rows
 
     def load(self, uri: str, settings: Data) -> Decoded:
-        from pipelines.data.decode import Refused, decode
-
-        try:
-            content = _read(uri)
-        except OSError as error:
-            raise Refused("unreadable", str(error)) from error
-        return decode(content, settings)
+        folder, _, name = uri.rpartition("/")
+        return read_image(folder, name, settings)
 
 
 def as_table(rows: list[dict[str, Any]], settings: Data) -> pa.Table:
@@ -78,9 +73,7 @@ def as_table(rows: list[dict[str, Any]], settings: Data) -> pa.Table:
 
     from pipelines.data.records import MANIFEST
 
-    if settings.images is not None:
-        drawn = sorted(range(len(rows)), key=lambda k: hashlib.sha256(rows[k]["path"].encode()).hexdigest())
-        rows = [rows[k] for k in sorted(drawn[: settings.images])]
+    rows = [rows[k] for k in fair_draw([row["path"] for row in rows], settings.images)]
     return pa.Table.from_pylist(rows, schema=MANIFEST)
 
 
@@ -132,13 +125,7 @@ def _absolute(path: str, base: str) -> str:
 
 def _read(uri: str) -> bytes:
     folder, _, name = uri.rpartition("/")
-    return _folder(folder).read(name)
-
-
-@lru_cache(maxsize=256)
-def _folder(uri: str) -> Folder:
-    """One connection for all images of a folder."""
-    return Folder(uri)
+    return connect(folder).read(name)
 
 
 SOURCE = Manifest()

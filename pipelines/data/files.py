@@ -1,0 +1,65 @@
+"""The files below a source's root: listed once, hashed, drawn from, and read through one connection."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from cluster.storage import Folder
+from pipelines.settings import Data
+
+if TYPE_CHECKING:
+    from pipelines.data.decode import Decoded
+
+PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
+
+
+@lru_cache(maxsize=256)
+def connect(uri: str) -> Folder:
+    """One connection for all images of a folder."""
+    return Folder(uri)
+
+
+def listing(root: str) -> dict[str, int]:
+    """Bytes of every file that is not hidden, by path relative to the root, in order of path.
+
+    Raises:
+        ValueError: the root is not there, or not readable.
+    """
+    from pyarrow.fs import FileSelector, FileType
+
+    folder = connect(root)
+    try:
+        found = folder.filesystem.get_file_info(FileSelector(folder.path, recursive=True))
+        files = [(f.path[len(folder.path) :].strip("/"), f.size) for f in found if f.type == FileType.File]
+    except OSError as error:
+        raise ValueError(f"data.root={root!r} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data.root={root!r} holds a file whose name is not UTF-8: {error.object!r}") from error
+    return dict(sorted((path, size) for path, size in files if not any(p.startswith(".") for p in path.split("/"))))
+
+
+def contents_hash(files: Mapping[str, int]) -> str:
+    """Tells one set of paths and sizes from another."""
+    return hashlib.sha256("\n".join(f"{path} {size}" for path, size in files.items()).encode()).hexdigest()[:16]
+
+
+def fair_draw(paths: Sequence[str], n: int | None) -> list[int]:
+    """Indices, in order, of `n` of the paths (all for None): from all folders alike, whatever other paths there are."""
+    if n is None:
+        return list(range(len(paths)))
+    drawn = sorted(range(len(paths)), key=lambda k: hashlib.sha256(paths[k].encode()).hexdigest())
+    return sorted(drawn[:n])
+
+
+def read_image(folder: str, name: str, settings: Data) -> Decoded:
+    """Read and decode one file.  Raises Refused."""
+    from pipelines.data.decode import Refused, decode
+
+    try:
+        content = connect(folder).read(name)
+    except OSError as error:
+        raise Refused("unreadable", str(error)) from error
+    return decode(content, settings)
