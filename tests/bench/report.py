@@ -15,8 +15,11 @@ def emit(bench: str, ratio: float, goal: float, **figures: Any) -> None:
           flush=True)
 
 
-def alternate(ours: Callable[[], int], baseline: Callable[[], int], rounds: int) -> tuple[float, float]:
-    """Median images/s of both, run in turn so that the machine's drift meets them alike; one warm-up round each."""
+def alternate(ours: Callable[[], int], baseline: Callable[[], int], rounds: int) -> tuple[float, float, float]:
+    """Median of the ratios of neighbouring runs, and median images/s of both.
+
+    The two run in turn, after one warm-up round each, so that the machine's drift meets them alike.
+    """
     rates: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 1):
         for kept, run in zip(rates, (ours, baseline), strict=True):
@@ -24,4 +27,5 @@ def alternate(ours: Callable[[], int], baseline: Callable[[], int], rounds: int)
             images = run()
             if turn:
                 kept.append(images / (time.perf_counter() - start))
-    return statistics.median(rates[0]), statistics.median(rates[1])
+    ratio = statistics.median(a / b for a, b in zip(*rates, strict=True))
+    return ratio, statistics.median(rates[0]), statistics.median(rates[1])
