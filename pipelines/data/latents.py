@@ -49,8 +49,12 @@ def encode_operator(encode: Encode, resources: Resources) -> tuple[Any, dict[str
 
     pool = ActorPoolStrategy(size=max(resources.gpus, 1))
     return Encoding, {"compute": pool, "fn_constructor_args": (encode,), "num_cpus": 1,
-                      "max_restarts": 3, "max_task_retries": 3,  # Ray's default is to try for ever
+                      "ray_remote_args_fn": _give_up_after_3,
                       **({"num_gpus": 1} if resources.gpus else {})}
+
+
+def _give_up_after_3() -> dict[str, int]:
+    return {"max_task_retries": 3}  # Ray Data's default is to try a shard that kills its actor for ever
 
 
 class Read:
