@@ -20,6 +20,7 @@ from pipelines.settings import Fitting
 
 Loss = Callable[[np.ndarray, float], dict[str, Tensor]]
 CHECKPOINT = "fit.pt"
+BETAS = (0.9, 0.99)  # runs of a few thousand steps at most
 WARMUP_FRACTION = 0.05
 LOG_SECONDS = 5.0
 
@@ -64,7 +65,7 @@ def fit(module: nn.Module, loss: Loss, settings: Fitting, n: int, seed: int, fol
         FloatingPointError: The loss is no finite number.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, settings.lr, weight_decay=settings.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(trained, settings.lr, betas=BETAS, weight_decay=settings.weight_decay, fused=True)
     cursor, total = 0, settings.total(n)
     if folder.exists(CHECKPOINT):
         state = torch.load(io.BytesIO(folder.read(CHECKPOINT)), weights_only=True, map_location=device())
