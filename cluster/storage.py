@@ -30,6 +30,8 @@ class Folder:
 
     def __init__(self, uri: str) -> None:
         self.uri = absolute(uri)
+        if self.uri.startswith("s3://") and "?" in self.uri:
+            raise ValueError(f"{uri!r}: S3 is configured by AWS_ENDPOINT_URL, AWS_REGION, … and not in the URI")
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.uri}/{name}")
@@ -48,6 +50,10 @@ class Folder:
     def _resolved(self) -> tuple[FileSystem, str]:
         from pyarrow import fs
 
+        if self.uri.startswith("s3://"):
+            from cluster import s3
+
+            return s3.filesystem(), self.uri.removeprefix("s3://")
         return (fs.LocalFileSystem(), self.uri) if self.is_local else fs.FileSystem.from_uri(self.uri)
 
     @property
@@ -89,8 +95,15 @@ class Folder:
             raise RuntimeError(f"{self.uri}/{name} is damaged ({error}); remove it to have its stage done again") \
                 from error
 
-    def write(self, name: str, data: bytes) -> None:
-        """Commit `data` as `name` in one atomic step."""
+    def write(self, name: str, data: bytes, replace: bool = True) -> None:
+        """Commit `data` as `name` in one atomic step.
+
+        Args:
+            name: Of the file.
+            data: All that it holds.
+            replace: False leaves a file that is there as it is, so that a straggler cannot undo what came after it
+                (on a disk and on S3; elsewhere what is there is replaced).
+        """
         if self.is_local:
             os.makedirs(self.uri, exist_ok=True)
             aside = f"{self.uri}/.{name}.{uuid.uuid4().hex}.tmp"
@@ -98,10 +111,28 @@ class Folder:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if not replace and self._linked(aside, f"{self.uri}/{name}"):
+                return
             os.replace(aside, f"{self.uri}/{name}")
+        elif self.uri.startswith("s3://"):
+            from cluster import s3
+
+            s3.put(f"{self.path}/{name}", data, replace)
         else:
             with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
                 stream.write(data)
+
+    @staticmethod
+    def _linked(aside: str, target: str) -> bool:
+        """Whether `target` is there now, from `aside` or from before; False where the file system has no links."""
+        try:
+            os.link(aside, target)
+        except FileExistsError:
+            pass
+        except OSError:
+            return False
+        os.unlink(aside)
+        return True
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         self.write(name, json.dumps(value, indent=2, default=str).encode() + b"\n")

@@ -97,10 +97,10 @@ def test_upload_and_download_keep_the_tree(tmp_path):
 
 
 def test_a_remote_file_system_is_written_and_read(tmp_path):
-    """A stand-in for S3 and HDFS: the way without local renames."""
+    """A stand-in for HDFS and GCS: the way without local renames."""
     from pyarrow import fs
 
-    folder = Folder("s3://bucket/run")
+    folder = Folder("hdfs://host/run")
     folder.__dict__["_resolved"] = (fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "")
     folder.write_json("x.json", {"a": 1})
     assert folder.read_json("x.json") == {"a": 1}
