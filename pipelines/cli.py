@@ -100,6 +100,8 @@ def _execute(command: str, config: Any) -> int:
         settings = to_settings(config)
         from pipelines import run
 
+        if settings.report and command != "latents":
+            raise ValueError(f"report=true is of rayograph latents; {command} has none")
         if command == "run":
             worked = run.run_all(settings)
             from pipelines.evaluate.metrics import summary
@@ -109,6 +111,11 @@ def _execute(command: str, config: Any) -> int:
                 print("nothing to do: every stage was done before with these settings")
         else:
             run.run_stages(settings, [command], redo=settings.changed == "redo")
+            if settings.report:
+                from pipelines.evaluate.latents_report import latents_report
+                from pipelines.stage import run_folder
+
+                print(latents_report(run_folder(settings)))
         return 0
     except ValueError as error:
         return mistake(str(error))
@@ -118,3 +125,7 @@ def _execute(command: str, config: Any) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -46,7 +46,13 @@ class Data:
     size: int = 64  # pixels, the side of the square images that everything learns from
     images: int | None = None  # how many to take; the phantom has no end of them
     patient_regex: str | None = None  # its groups (or whole match) in the relative path name the patient
+    sets: list[str] | None = None  # of a mix, those to take; all of them when null
     deduplicate: bool = True
+    near_duplicates: int | None = 10  # of 256 bits of perceptual hash, so many may differ; null: equal files only
+    frontal: bool = False  # take frontal views only, by what the set tells, else by aspect and symmetry
+    crop_border: bool = True  # leave out uniform borders: collimation, frames, padding
+    fit: str = "crop"  # crop | pad: the centre square, or all of the picture on black
+    erase_text: bool = False  # replace bright letters and lead markers near the edges by their ground
     target: str | None = None  # the label that classifiers learn; chosen from the labels when null
     val_fraction: float = 0.1  # share of patients, where the source has no split of its own
     test_fraction: float = 0.1
@@ -58,6 +64,9 @@ class Data:
     def check(self) -> None:
         positive("data", self, "images", "min_side", "max_pixels", "shard_rows")
         fraction("data", self, "val_fraction", "test_fraction", "max_bad_fraction")
+        require(self.near_duplicates is None or 0 <= self.near_duplicates <= 16, "data.near_duplicates",
+                self.near_duplicates, "must be between 0 and 16 (bits), or null")
+        require(self.fit in ("crop", "pad"), "data.fit", self.fit, "must be crop or pad")
         require(16 <= self.size <= 2048 and self.size % 4 == 0, "data.size", self.size,
                 "must be a multiple of 4 from 16 to 2048 (pixels)")
         require(self.val_fraction + self.test_fraction < 1, "data.val_fraction + data.test_fraction",
@@ -270,6 +279,7 @@ class Settings:
     name: str = MISSING
     seed: int = 0
     changed: str | None = execution(None)  # redo | refuse, for a stage whose settings or inputs changed
+    report: bool = execution(False)  # of `rayograph latents`: tell how good the cached latents are
     data: Data = field(default_factory=Data)
     autoencoder: Autoencoder = field(default_factory=Autoencoder)
     encoder: Encoder = field(default_factory=Encoder)

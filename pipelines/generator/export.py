@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin, UNet2DConditionModel
 from diffusers.utils import is_accelerate_available
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.generator.components.conditioner import Conditioner
 from pipelines.generator.components.encoder import Encoder
@@ -128,8 +128,8 @@ def verify(folder: Path, unet: UNet2DConditionModel, conditioner: Conditioner) -
                 raise RuntimeError(f"{name}: the export's files lack, or have beyond the model, {sorted(odd)}")
             if broken := [key for key, value in state.items() if not torch.isfinite(value).all()]:
                 raise RuntimeError(f"{name}: the export is not finite in {broken}")
-    loaded_unet = pipeline.unet.to(device=unet.device, dtype=unet.dtype)
-    loaded_conditioner = pipeline.conditioner.to(device=conditioner.device, dtype=conditioner.dtype)
+    loaded_unet = nn.Module.to(pipeline.unet, device=unet.device, dtype=unet.dtype)  # diffusers' own warns of dtypes
+    loaded_conditioner = nn.Module.to(pipeline.conditioner, device=conditioner.device, dtype=conditioner.dtype)
     _compare("unet", unet, loaded_unet)
     _compare("conditioner", conditioner, loaded_conditioner)
 

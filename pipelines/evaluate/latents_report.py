@@ -1,0 +1,62 @@
+"""`rayograph latents report=true`: are the cached latents worth training on, before anyone spends a GPU-hour."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from monai.metrics import compute_ms_ssim
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from cluster.session import device
+from cluster.storage import Folder
+from pipelines.data.tables import pixels, read_table, tensors
+from pipelines.evaluate.diversity import KERNEL, scale_weights
+from pipelines.generator.autoencoder import load_autoencoder
+from pipelines.generator.encoder import effective_rank
+from pipelines.generator.fit import autocast
+
+IMAGES = 512  # of the test split, decoded for PSNR and MS-SSIM
+EMBEDDINGS = 10_000  # of the train split, at most
+BATCH = 64
+
+
+def latents_report(run: Folder) -> str:
+    """Channel statistics, KL, reconstruction and embedding statistics of the run in a folder, as a table of text."""
+    train = read_table(run / "latents", ["latent_mean", "latent_logvar", "embedding"], "train")
+    step = max(1, -(-train.num_rows // EMBEDDINGS))
+    mean, logvar, embedding = (torch.from_numpy(tensors(train, name)[::step]).float()
+                               for name in ("latent_mean", "latent_logvar", "embedding"))
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2, 3))
+    psnr, ms_ssim, shown = _reconstruction(run)
+    norms = embedding.norm(dim=1)
+    lines = [
+        f"latents of {train.num_rows:,} train images, {' x '.join(map(str, mean.shape[1:]))}; {len(mean):,} looked at",
+        "",
+        "channel       mean       std   posterior std",
+        *(f"{k:>7} {mean[:, k].mean():>10.3f} {mean[:, k].std():>9.3f} {(0.5 * logvar[:, k]).exp().mean():>15.4f}"
+          for k in range(mean.shape[1])),
+        "",
+        f"KL to the standard normal   {kl.mean():.1f} nats an image, {kl.mean() / mean[0].numel():.2f} a value",
+        f"reconstruction              PSNR {psnr:.2f} dB, MS-SSIM {ms_ssim:.4f} (of {shown} test images)",
+        f"embedding                   width {embedding.shape[1]}, norm {norms.mean():.2f} +- {norms.std():.2f}, "
+        f"effective rank {effective_rank(embedding):.1f}",
+    ]
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def _reconstruction(run: Folder) -> tuple[float, float, int]:
+    """PSNR (dB) and MS-SSIM between test images and what the autoencoder makes of their cached latents."""
+    images = read_table(run / "ingest" / "images", ["image_id", "image"], "test")
+    cached = read_table(run / "latents", ["image_id", "latent_mean"], "test").slice(0, IMAGES)
+    place = {image_id: k for k, image_id in enumerate(images["image_id"].to_pylist())}
+    real = torch.from_numpy(pixels(images.take([place[i] for i in cached["image_id"].to_pylist()]))).float()
+    means = torch.from_numpy(np.ascontiguousarray(tensors(cached, "latent_mean")))
+    model = load_autoencoder(run / "autoencoder").to(device())
+    with autocast():
+        decoded = [model.decode(means[k : k + BATCH].to(device()).float()).sample.float().mean(1, keepdim=True).cpu()
+                   for k in range(0, len(means), BATCH)]
+    found = (torch.cat(decoded) / 2 + 0.5).clamp(0, 1) * 255
+    similarity = compute_ms_ssim(found, real, 2, data_range=255.0, kernel_size=KERNEL,
+                                 weights=scale_weights(real.shape[-1]))
+    return peak_signal_noise_ratio(found, real, data_range=255.0).item(), similarity.mean().item(), len(real)
