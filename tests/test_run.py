@@ -217,3 +217,41 @@ def test_two_workers_train_save_resume_export_and_reload(copied, finished, stage
     assert gap < 0.005
     assert record(copied, "train")["metrics"]["loss"] == pytest.approx(record(finished, "train")["metrics"]["loss"],
                                                                        rel=0.02)
+
+
+def kill_workers(process: subprocess.Popen, title: str, times: int) -> int:
+    """SIGKILL so many of the Ray processes of a run whose title holds `title`, half a second apart."""
+    import psutil
+
+    killed, deadline = 0, time.monotonic() + SECONDS
+    while killed < times and process.poll() is None and time.monotonic() < deadline:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                if "ray::" in (told := " ".join(child.cmdline())) and title in told:
+                    child.send_signal(signal.SIGKILL)
+                    killed += 1
+                    time.sleep(0.5)
+                    break
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.02)
+    return killed
+
+
+@pytest.mark.ray
+def test_killed_workers_of_ingest_lose_and_double_nothing(tmp_path):
+    process = subprocess.Popen(command(tmp_path, "data.images=4000", stage="ingest"), stderr=subprocess.DEVNULL)
+    assert kill_workers(process, "Decode", 3) == 3
+    assert process.wait(SECONDS) == 0
+    found = table(tmp_path, "ingest/images")["image_id"]
+    assert len(found) == len(set(found)) == 4000
+
+
+@pytest.mark.ray
+def test_a_killed_actor_of_latents_loses_and_doubles_nothing(copied):
+    before = table(copied, "latents")["image_id"]
+    shutil.rmtree(copied / "run" / "latents")
+    process = subprocess.Popen(command(copied, stage="latents"), stderr=subprocess.DEVNULL)
+    assert kill_workers(process, "MapWorker(MapBatches(Encoding))", 1) == 1
+    assert process.wait(SECONDS) == 0
+    assert table(copied, "latents")["image_id"] == before

@@ -4,138 +4,102 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from pipelines.data import clean
+from pipelines.data.dicom import is_dicom, read_dicom
+from pipelines.data.picture import Picture, Refused, check_size, to_8bit
 from pipelines.settings import Data
-
-if TYPE_CHECKING:
-    from pydicom.uid import UID
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is checked before any pixel is decoded
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # nothing else that Pillow would read, or run a program for, by content
-PERCENTILES = (0.5, 99.5)  # of more than 8 bits, mapped to 0 and 255
-
-
-class Refused(Exception):
-    """This image cannot be used.  `reason` is one of a short list to count by; the text says more."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Decoded:
+    """A clean image, and what was done to make it."""
+
     image: np.ndarray  # uint8 (size, size)
     width: int  # pixels of the original
     height: int
     sha256: str  # of the original's bytes
+    box: tuple[int, int, int, int]  # left, top, right, bottom of what it shows, in pixels of the original
+    phash: bytes  # 256 bits, nearly the same for copies of one picture
+    mapping: str = "none"  # how the values became 8 bits: none, percentile, window; and whether they were turned round
+    erased: int = 0  # marks and letters replaced by their ground
+    mask: np.ndarray | None = None  # uint8 (size, size): 0, or the number of a structure
 
 
-def decode(content: bytes, settings: Data) -> Decoded:
-    """Decode, crop to the centre square, resize with antialiasing.
+def decode(content: bytes, settings: Data, *, view: str | None = None, inverted: bool = False,
+           read: Callable[[bytes, Data], Picture] | None = None) -> Decoded:
+    """Decode, clean and resize with antialiasing.
+
+    Args:
+        content: The file.
+        settings: What to make of it.
+        view: As its source names it; where it is None, `data.frontal` goes by the picture.
+        inverted: Turn the grays round, where only the source's tables tell that air is bright.
+        read: A reader of the source's own format.
 
     Raises:
-        Refused: empty_file, not_an_image, truncated, unsupported, too_small, too_large, constant.
+        Refused: empty_file, not_an_image, truncated, unsupported, too_small, too_large, constant, not_a_radiograph,
+            not_frontal.
     """
     if not content:
         raise Refused("empty_file", "the file holds no bytes")
-    gray = _dicom(content, settings) if _is_dicom(content) else _picture(content, settings)
-    width, height = gray.original
-    side = min(gray.image.size)
-    left, top = (gray.image.width - side) // 2, (gray.image.height - side) // 2
-    square = gray.image.resize((settings.size, settings.size), Image.Resampling.BICUBIC,
-                               box=(left, top, left + side, top + side))
-    image = np.asarray(square, np.uint8)
+    picture = _upright((read or read_picture)(content, settings), inverted)
+    phash = clean.perceptual_hash(picture.image)
+    box = clean.picture_box(picture, settings.crop_border, settings.fit)
+    shown = (box[2] - box[0]) * picture.image.width / picture.width
+    if shown < settings.size and picture.image.width < picture.width:  # scaled down too far for what is left of it
+        picture = _upright(read_picture(content, settings, scaled=False), inverted)
+    if settings.frontal and view is None and not clean.looks_frontal(picture):
+        raise Refused("not_frontal", "no view is told, and it is not as wide and as symmetric as frontal views are")
+    gray, erased = clean.erase_text(picture.image) if settings.erase_text else (picture.image, 0)
+    image = clean.square(gray, (picture.width, picture.height), box, settings.size)
     if image.min() == image.max():
         raise Refused("constant", f"all pixels are {image.flat[0]}")
-    return Decoded(image, width, height, hashlib.sha256(content).hexdigest())
+    left, top, right, bottom = (round(edge) for edge in box)
+    return Decoded(image, picture.width, picture.height, hashlib.sha256(content).hexdigest(),
+                   (left, top, right, bottom), phash, picture.mapping, erased)
 
 
-@dataclass(frozen=True)
-class _Gray:
-    image: Image.Image  # mode L
-    original: tuple[int, int]  # width and height before any scaled decoding
+def _upright(picture: Picture, inverted: bool) -> Picture:
+    """The picture with air dark."""
+    if not inverted:
+        return picture
+    return replace(picture, image=ImageOps.invert(picture.image), mapping=f"{picture.mapping}, inverted")
 
 
-def _check_size(width: int, height: int, settings: Data) -> None:
-    if min(width, height) < settings.min_side:
-        raise Refused("too_small", f"{width}x{height} pixels; data.min_side={settings.min_side}")
-    if width * height > settings.max_pixels:
-        raise Refused("too_large", f"{width}x{height} pixels; data.max_pixels={settings.max_pixels}")
+def read_picture(content: bytes, settings: Data, scaled: bool = True) -> Picture:
+    """A DICOM, JPEG, PNG, TIFF or BMP file as gray.
 
-
-def _picture(content: bytes, settings: Data) -> _Gray:
+    Args:
+        content: The file.
+        settings: Limits, and the size that is enough.
+        scaled: Let a JPEG be scaled in the DCT domain on the way, to no less than the size.
+    """
+    if is_dicom(content):
+        return read_dicom(content, settings)
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Exception as error:  # Pillow's readers raise many kinds
         raise Refused("not_an_image", f"starts with {content[:8]!r}; read are DICOM, {', '.join(FORMATS)}") from error
-    _check_size(*image.size, settings)
-    original = image.size
-    image.draft("L", (settings.size, settings.size))  # JPEG is scaled in the DCT domain
+    width, height = image.size
+    check_size(width, height, settings)
+    if scaled:
+        image.draft("L", (settings.size, settings.size))
     try:
         image.load()
     except Exception as error:
         raise Refused("truncated", str(error)) from error
     if image.mode.startswith("I") or image.mode == "F":
-        return _Gray(Image.fromarray(to_8bit(np.asarray(image, np.float32))), original)
+        return Picture(Image.fromarray(to_8bit(np.asarray(image, np.float32))), width, height, "percentile")
     try:
-        return _Gray(image.convert("L"), original)
+        return Picture(image.convert("L"), width, height, "none")
     except ValueError as error:
         raise Refused("unsupported", str(error)) from error
-
-
-def _is_dicom(content: bytes) -> bool:
-    return content[128:132] == b"DICM" or content[:2] in (b"\x02\x00", b"\x08\x00")  # the first group, with no head
-
-
-def _dicom(content: bytes, settings: Data) -> _Gray:
-    import pydicom
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
-    from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    try:
-        dataset = pydicom.dcmread(io.BytesIO(content), force=True)
-        width, height, frames = int(dataset.Columns), int(dataset.Rows), int(dataset.get("NumberOfFrames") or 1)
-        if not dataset.file_meta.get("TransferSyntaxUID"):  # written before files had a head of their own
-            implicit = dataset.original_encoding[0]
-            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-        syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
-    except Exception as error:
-        raise Refused("not_an_image", f"DICOM without a readable image: {error}") from error
-    _check_size(width, height, settings)
-    if frames != 1:
-        raise Refused("unsupported", f"{frames} frames; one is read")
-    if not _can_decode(syntax):
-        raise Refused("unsupported", f"no decoder is installed for the transfer syntax {syntax.name}")
-    try:
-        pixels = dataset.pixel_array
-        if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
-            pixels = apply_color_lut(pixels, dataset)
-        if pixels.ndim == 3:
-            return _Gray(Image.fromarray(to_8bit(pixels[..., :3].astype(np.float32).mean(-1))), (width, height))
-        values = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset).astype(np.float32)
-    except Exception as error:  # pydicom's decoders raise many kinds
-        raise Refused("truncated", f"pixel data cannot be decoded: {error}") from error
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        values = values.max() - values
-    return _Gray(Image.fromarray(to_8bit(values)), (width, height))
-
-
-def _can_decode(syntax: UID) -> bool:
-    from pydicom.pixels import get_decoder
-
-    try:
-        return get_decoder(syntax).is_available
-    except NotImplementedError:
-        return False
-
-
-def to_8bit(values: np.ndarray) -> np.ndarray:
-    """Map PERCENTILES of `values` (float, any shape) to 0 and 255; uint8 of the same shape."""
-    low, high = np.percentile(values, PERCENTILES)
-    return (np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255).round().astype(np.uint8)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Folder
 from pipelines.settings import Data
@@ -54,12 +55,36 @@ def fair_draw(paths: Sequence[str], n: int | None) -> list[int]:
     return sorted(drawn[:n])
 
 
-def read_image(folder: str, name: str, settings: Data) -> Decoded:
-    """Read and decode one file.  Raises Refused."""
-    from pipelines.data.decode import Refused, decode
+def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, structures: Sequence[str] = (),
+               **options: Any) -> Decoded:
+    """Read and decode one file, and its masks if it has any.
+
+    Args:
+        folder: URI that `name` and the masks' paths are relative to.
+        name: Path of the image.
+        row: Of the manifest.
+        settings: What to make of it.
+        structures: All structures that the source has masks of.
+        options: Further ones of `decode`.
+
+    Raises:
+        Refused: why it cannot be used.
+    """
+    from pipelines.data.decode import decode
+    from pipelines.data.masks import label_map
+    from pipelines.data.picture import Refused
 
     try:
         content = connect(folder).read(name)
-    except OSError as error:
+    except (FileNotFoundError, PermissionError) as error:  # other errors may pass: they are the storage's, not its own
         raise Refused("unreadable", str(error)) from error
-    return decode(content, settings)
+    decoded = decode(content, settings, view=row.get("view"), **options)
+    if not row.get("masks"):
+        return decoded
+    return replace(decoded, mask=label_map(row["masks"], structures, decoded, lambda path: _read(folder, path)))
+
+
+def _read(folder: str, path: str) -> bytes:
+    if "://" in path or path.startswith("/"):
+        folder, _, path = path.rpartition("/")
+    return connect(folder).read(path)

@@ -1,77 +1,100 @@
 """Stage `ingest`: images of any source to clean, split, de-duplicated Parquet, one bad image costing one image.
 
-Ray Data runs two operators, decode and write, over numbered shards of the manifest. A shard's quarantine rows are
-committed before its images, and the images' file is the marker that the shard is done: a run killed anywhere goes on
-with the shards that are missing and neither loses nor doubles an image.
+The manifest is written once, in numbered shards, and Ray Data runs two operators over their numbers: decode and write.
+A shard's quarantine rows are committed before its images, and the images' file is the marker that the shard is done: a
+run killed anywhere goes on with the shards that are missing and neither loses nor doubles an image.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cluster.storage import Folder
 from pipelines.data import split
-from pipelines.data.decode import Refused
+from pipelines.data.duplicates import groups, joined
+from pipelines.data.picture import Refused
 from pipelines.data.records import IMAGES, QUARANTINE, SPLITS
 from pipelines.data.sources import find_source
-from pipelines.data.streaming import stream
+from pipelines.data.streaming import shard_numbers, stream
 from pipelines.data.tables import pending_shards, png, read_shard, read_table, shard_count, shard_name, write_shard
 from pipelines.progress import bar, say
 from pipelines.settings import Data
 from pipelines.stage import Metrics, Stage
 
 DUPLICATES = 99_999  # the number of the quarantine shard that holds the duplicates
+NOT_BAD = ("duplicate", "not_frontal", "not_a_radiograph")  # reasons that say nothing against an image
+FRONTAL = ("PA", "AP", "FRONTAL", "POSTERO", "ANTERO")  # how names of frontal views begin
+DECIDED = "decided.parquet"  # in the manifest: which duplicates go, and who changes the split
+LISTED = "manifest.json"  # marks the manifest as whole
 
 
 def ingest(stage: Stage) -> Metrics:
     """Returns the counts of images, refused images and patients, by split and by label, and images/s."""
     data = stage.settings.data
-    images, quarantine = stage.folder / "images", stage.folder / "quarantine"
-    manifest = split.assign(find_source(data.source).manifest(data, stage.settings.seed), data)
-    pending = pending_shards(images, shard_count(manifest.num_rows, data.shard_rows))
-    blocks = [shard_rows(manifest, index, data.shard_rows) for index in pending]
-    with bar("ingest", manifest.num_rows) as shown:
-        shown.to(manifest.num_rows - sum(block.num_rows for block in blocks))
-        speed = stream(blocks, [(Decode(data), {}), (Write(images, quarantine), {})], shown)
-    drop_duplicates(images, quarantine)
+    images, quarantine, manifest = (stage.folder / name for name in ("images", "quarantine", "manifest"))
+    rows = write_manifest(stage, manifest)
+    pending = pending_shards(images, shard_count(rows, data.shard_rows))
+    with bar("ingest", rows) as shown:
+        shown.to(rows - sum(min(data.shard_rows, rows - index * data.shard_rows) for index in pending))
+        speed = stream(shard_numbers(pending), [(Decode(manifest, data), {}), (Write(images, quarantine), {})], shown)
+    drop_duplicates(images, quarantine, manifest, data)
     counts = summarise(images, quarantine)
+    if counts["images"] + counts["quarantined"] != rows:
+        raise RuntimeError(f"{stage.folder.uri} holds {counts['images']} images and {counts['quarantined']} refused "
+                           f"ones of {rows}; remove it to have it done again")
     check(counts, quarantine, data)
     return counts | ({"images_per_second": speed} if speed else {})
 
 
-def shard_rows(manifest: pa.Table, index: int, rows: int) -> pa.Table:
-    block = manifest.slice(index * rows, rows)
-    return block.append_column("shard", pa.array([index] * block.num_rows, pa.int32()))
+def write_manifest(stage: Stage, out: Folder) -> int:
+    """List the source's images with their splits, once.  Returns how many there are."""
+    if listed := out.read_json(LISTED):
+        return listed["rows"]
+    data = stage.settings.data
+    manifest = split.assign(find_source(data.source).manifest(data, stage.settings.seed), data)
+    for index in range(shard_count(manifest.num_rows, data.shard_rows)):
+        write_shard(out, index, manifest.slice(index * data.shard_rows, data.shard_rows))
+    out.write_json(LISTED, {"rows": manifest.num_rows})
+    return manifest.num_rows
 
 
 class Decode:
-    """Ray Data operator: manifest rows to images, or to the reason why not."""
+    """Ray Data operator: the number of a shard of the manifest to its images, or to the reasons why not."""
 
-    def __init__(self, settings: Data) -> None:
-        self.settings = settings
+    def __init__(self, manifest: Folder, settings: Data) -> None:
+        self.manifest, self.settings = manifest, settings
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        rows = [self._row(row) for row in block.to_pylist()]
+        index = block["shard"][0].as_py()
+        rows = [self._row(row) | {"shard": index} for row in read_shard(self.manifest, shard_name(index)).to_pylist()]
         return pa.Table.from_pylist(rows, schema=DECODED)
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            decoded = find_source(row["source"]).load(row["uri"], self.settings)
+            if self.settings.frontal and row["view"] and not row["view"].upper().startswith(FRONTAL):
+                raise Refused("not_frontal", f"the view is {row['view']}")
+            decoded = find_source(self.settings.source).load(row, self.settings)
+        except OSError:  # the storage's, and not this image's: the shard is tried again
+            raise
         except Refused as refused:
             return row | {"reason": refused.reason, "detail": str(refused)}
         except Exception as error:  # one image must not stop the other 868,000
             return row | {"reason": "decoder_failed", "detail": f"{type(error).__name__}: {error}"}
-        identity = decoded.sha256 if self.settings.deduplicate else f"{decoded.sha256}\0{row['path']}"
+        identity = decoded.sha256 if self.settings.deduplicate else f"{decoded.sha256}\0{row['source']}/{row['path']}"
         return row | {
             "image_id": hashlib.sha256(identity.encode()).hexdigest()[:32],
             "image": png(decoded.image),
-            "width": decoded.width,
-            "height": decoded.height,
-            "sha256": decoded.sha256,
+            "mask": None if decoded.mask is None else png(decoded.mask),
+            **{name: getattr(decoded, name)
+               for name in ("width", "height", "sha256", "box", "mapping", "erased", "phash")},
         }
 
 
@@ -86,13 +109,15 @@ class Write:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         index = block["shard"][0].as_py()
-        refused = block.filter(pa.compute.is_valid(block["reason"]))
+        if self.images.exists(shard_name(index)):  # another attempt was faster: its rows and refusals belong together
+            return pa.table({"rows": [block.num_rows]})
+        refused = block.filter(pc.is_valid(block["reason"]))
         if refused.num_rows:
             write_shard(self.quarantine, index, quarantine_rows(refused["uri"], refused["reason"], refused["detail"]))
         else:
             self.quarantine.remove(shard_name(index))  # of an attempt that was cut off, and failed where this did not
-        kept = block.filter(pa.compute.is_null(block["reason"])).select(IMAGES.names)
-        write_shard(self.images, index, kept.cast(IMAGES))
+        kept = block.filter(pc.is_null(block["reason"])).select(IMAGES.names)
+        write_shard(self.images, index, kept.cast(IMAGES), replace=False)
         return pa.table({"rows": [block.num_rows]})
 
 
@@ -100,35 +125,58 @@ def quarantine_rows(uri: Any, reason: Any, detail: Any) -> pa.Table:
     return pa.table([uri, pa.array(["ingest"] * len(uri)), reason, detail], schema=QUARANTINE)
 
 
-def drop_duplicates(images: Folder, quarantine: Folder) -> None:
-    """Of images with one image_id keep the first, and move the others to quarantine.
+def drop_duplicates(images: Folder, quarantine: Folder, manifest: Folder, settings: Data) -> None:
+    """Of images that are one picture keep the first, and move the others to quarantine.
 
-    The first is the most held-out one (test, then val, then train; then manifest order), so that what a duplicate
-    would leak into training goes. Killed anywhere, a second call comes to the same end.
+    The first is the most held-out one (test, then val, then train; then manifest order). Patients who share a picture
+    count as one person under several names: all their images go to the most held-out of their splits, so that no person
+    is in two. Killed anywhere, a second call comes to the same end: what is to be done is decided once.
     """
-    table = read_table(images, ["image_id", "uri", "split"])
-    ids, uris, splits = (table[name].to_pylist() for name in ("image_id", "uri", "split"))
-    first: dict[str, int] = {}
-    for row, image_id in enumerate(ids):
-        best = first.setdefault(image_id, row)
-        if SPLITS.index(splits[row]) > SPLITS.index(splits[best]):
-            first[image_id] = row
-    losers = [row for row, image_id in enumerate(ids) if first[image_id] != row]
-    if not losers:
-        return
-    earlier = read_shard(quarantine, name).slice(0) if quarantine.exists(name := shard_name(DUPLICATES)) else None
-    rows = quarantine_rows([uris[r] for r in losers], ["duplicate"] * len(losers),
-                           [f"the same content as {uris[first[ids[r]]]}" for r in losers])
-    if earlier is not None:
-        known = set(earlier["uri"].to_pylist())
-        rows = pa.concat_tables([earlier, rows.filter([uri not in known for uri in rows["uri"].to_pylist()])])
-    write_shard(quarantine, DUPLICATES, rows)
-    lost = {uris[row] for row in losers}
-    for name in images.names(".parquet"):
-        shard = read_shard(images, name)
-        keep = [uri not in lost for uri in shard["uri"].to_pylist()]
-        if not all(keep):
-            write_shard(images, int(name[5:10]), shard.filter(keep))
+    if not manifest.exists(DECIDED):
+        buffer = io.BytesIO()
+        pq.write_table(decide(images, settings), buffer)
+        manifest.write(DECIDED, buffer.getvalue())
+    decided = pq.read_table(pa.BufferReader(manifest.read(DECIDED)))
+    lost = decided.filter(pc.is_null(decided["split"]))
+    if lost.num_rows:
+        write_shard(quarantine, DUPLICATES, quarantine_rows(lost["uri"], ["duplicate"] * lost.num_rows, lost["detail"]))
+    known = decided["uri"].combine_chunks()
+    for name in images.names(".parquet") if decided.num_rows else ():
+        if pc.any(pc.is_in(read_shard(images, name, ["uri"])["uri"], known)).as_py():
+            write_shard(images, int(name[5:10]), _applied(read_shard(images, name), decided))
+
+
+def _applied(shard: pa.Table, decided: pa.Table) -> pa.Table:
+    """A shard without the images that are to go, the others in the splits that were decided."""
+    row = pc.index_in(shard["uri"], decided["uri"].combine_chunks())
+    split = pc.coalesce(decided["split"].combine_chunks().take(row), shard["split"].combine_chunks())
+    stays = pc.or_(pc.is_null(row), pc.is_valid(decided["split"].combine_chunks().take(row)))
+    column = shard.schema.get_field_index("split")
+    return shard.set_column(column, shard.schema.field(column), split).filter(stays)
+
+
+def decide(images: Folder, settings: Data) -> pa.Table:
+    """The images that do not stay as they are: `uri`, the `split` they go to, or null and `detail` where they go."""
+    table = read_table(images, ["image_id", "uri", "split", "patient_id", "phash"])
+    radius = settings.near_duplicates if settings.deduplicate else None
+    hashes = None if radius is None else np.frombuffer(b"".join(table["phash"].to_pylist()), np.uint8).reshape(-1, 32)
+    group = groups(table["image_id"].to_numpy(), hashes, radius)
+    held_out = pc.index_in(table["split"], pa.array(SPLITS)).to_numpy()
+    person = joined(group, np.unique(table["patient_id"].to_numpy(), return_inverse=True)[1])
+    final = np.zeros(person.max(initial=0) + 1, held_out.dtype)
+    np.maximum.at(final, person, held_out)
+    best_first = np.lexsort((-held_out, group))
+    _, heads = np.unique(group[best_first], return_index=True)
+    keeper = best_first[heads][group]
+    goes = keeper != np.arange(len(group))
+    rows = np.flatnonzero(goes | (final[person] != held_out))
+    chosen, stays = table.take(rows), table.take(keeper[rows])
+    equal = pc.equal(chosen["image_id"], stays["image_id"]).to_pylist()
+    details = [f"{'the same content as' if same else 'nearly the same picture as'} {uri}" if lost else None
+               for lost, same, uri in zip(goes[rows], equal, stays["uri"].to_pylist(), strict=True)]
+    splits = [None if lost else SPLITS[k] for lost, k in zip(goes[rows], final[person[rows]], strict=True)]
+    return pa.table({"uri": chosen["uri"], "split": pa.array(splits, pa.string()),
+                     "detail": pa.array(details, pa.string())})
 
 
 def summarise(images: Folder, quarantine: Folder) -> Metrics:
@@ -146,18 +194,18 @@ def summarise(images: Folder, quarantine: Folder) -> Metrics:
 
 def check(counts: Metrics, quarantine: Folder, settings: Data) -> None:
     """Raise ValueError when too little is left to learn from; say what was refused."""
-    bad = counts["quarantined"] - counts["reasons"].get("duplicate", 0)
+    bad = counts["quarantined"] - sum(counts["reasons"].get(reason, 0) for reason in NOT_BAD)
     seen = counts["images"] + counts["quarantined"]
     told = ", ".join(f"{n} {reason}" for reason, n in counts["reasons"].items())
     if bad:
-        worst = next(row for row in read_table(quarantine).to_pylist() if row["reason"] != "duplicate")
+        worst = next(row for row in read_table(quarantine).to_pylist() if row["reason"] not in NOT_BAD)
         told += f" (for one {worst['uri']}: {worst['reason']}, {worst['detail']})"
     if bad > settings.max_bad_fraction * seen:
         raise ValueError(f"{bad} of {seen} images are bad, more than data.max_bad_fraction="
                          f"{settings.max_bad_fraction}: {told}; all are listed in {quarantine.uri}")
-    empty = [name for name in SPLITS if not counts["splits"].get(name)]
-    if empty:
-        raise ValueError(f"no usable image is left for {' and '.join(empty)} out of {seen}; "
-                         f"quarantined: {told or 'none'}")
+    if not counts["images"]:
+        raise ValueError(f"no usable image is left out of {seen}; quarantined: {told or 'none'}")
+    if empty := split.empty(counts["splits"]):
+        say(f"ingest: no usable image is left for {' and '.join(empty)}, and nothing can be learned without")
     if told:
         say(f"ingest: in quarantine {told}")

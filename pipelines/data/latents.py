@@ -13,7 +13,7 @@ import pyarrow as pa
 from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.data.records import latents_schema
-from pipelines.data.streaming import stream
+from pipelines.data.streaming import shard_numbers, stream
 from pipelines.data.tables import pixels, read_shard, read_table, shard_name, tensors, write_shard
 from pipelines.progress import bar
 from pipelines.stage import Metrics, Stage
@@ -25,8 +25,7 @@ def latents(stage: Stage) -> Metrics:
     """Returns the number of images, images/s, and the mean and deviation of each latent channel."""
     images, out = stage.input("ingest") / "images", stage.folder
     done = set(out.names(".parquet"))
-    blocks = [pa.table({"shard": pa.array([int(name[5:10])], pa.int32())})
-              for name in images.names(".parquet") if name not in done]
+    blocks = shard_numbers([int(name[5:10]) for name in images.names(".parquet") if name not in done])
     encode = Encode(stage.input("autoencoder"), stage.input("encoder"), stage.settings.latents.batch)
     total = stage.metrics_of("ingest")["images"]
     with bar("latents", total) as shown:
@@ -135,5 +134,5 @@ class Write:
         latent = block.schema.field("latent_mean").type.shape
         embedding = block.schema.field("embedding").type.shape[0]
         schema = latents_schema(tuple(latent), embedding)
-        write_shard(self.out, block["shard"][0].as_py(), block.select(schema.names).cast(schema))
+        write_shard(self.out, block["shard"][0].as_py(), block.select(schema.names).cast(schema), replace=False)
         return pa.table({"rows": [block.num_rows]})

@@ -6,7 +6,7 @@ per picture, from the owner's own layout and tables. `Published` makes a source 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipelines.data.decode import Decoded
+    from pipelines.data.picture import Picture
+
 
 @dataclass(frozen=True)
 class Card:
@@ -75,7 +77,10 @@ class Tree:
         Raises:
             ValueError: the root is not there, or not readable.
         """
-        return listing(self.root)
+        try:
+            return listing(self.root)
+        except ValueError as error:
+            raise ValueError(f"{error} ({self.card.title} is given out at {self.card.where})") from error
 
     @cached_property
     def pictures(self) -> list[str]:
@@ -154,10 +159,11 @@ def _parse(delimiter: str) -> Any:
 
 
 class Published:
-    """A source made of a card and a function that reads the owner's layout."""
+    """A source made of a card, a function that reads the owner's layout, and a reader of the owner's own format."""
 
-    def __init__(self, card: Card, images: Callable[[Tree, Data], Iterable[Image]]) -> None:
-        self.card, self._images = card, images
+    def __init__(self, card: Card, images: Callable[[Tree, Data], Iterable[Image]],
+                 read: Callable[[bytes, Data], Picture] | None = None) -> None:
+        self.card, self._images, self._read = card, images, read
         self.name = images.__module__.rsplit(".", 1)[-1]
 
     def contents(self, settings: Data) -> str:
@@ -175,16 +181,19 @@ class Published:
         from pipelines.data.records import MANIFEST
 
         tree = self._tree(settings)
-        rows = [self._row(tree, image) for image in self._images(tree, settings) if image.path in tree.files]
+        once: dict[str, Image] = {}  # some owners' lists name a file twice
+        for image in self._images(tree, settings):
+            once.setdefault(image.path, image)
+        rows = [self._row(tree, image) for image in once.values() if image.path in tree.files]
         if not rows:
             raise tree.missing("image")
         rows.sort(key=lambda row: row["path"])
         rows = [rows[k] for k in fair_draw([row["path"] for row in rows], settings.images)]
         return pa.Table.from_pylist(rows, schema=MANIFEST)
 
-    def load(self, uri: str, settings: Data) -> Decoded:
+    def load(self, row: Mapping[str, Any], settings: Data, **options: Any) -> Decoded:
         root = self._root(settings)
-        return read_image(root, uri[len(root) + 1 :], settings)
+        return read_image(root, row["uri"][len(root) + 1 :], row, settings, self.card.masks, read=self._read, **options)
 
     def _row(self, tree: Tree, image: Image) -> dict[str, Any]:
         return {

@@ -10,6 +10,8 @@ SPLITS = ("train", "val", "test")
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the layout of datasets.Image
 
+MASK = pa.struct([("name", pa.string()), ("path", pa.string()), ("rle", pa.string())])  # a file, or run lengths
+
 MANIFEST = pa.schema([
     ("source", pa.string()),
     ("uri", pa.string()),
@@ -20,6 +22,7 @@ MANIFEST = pa.schema([
     ("labels", pa.list_(pa.string())),
     ("uncertain", pa.list_(pa.string())),  # labels that the source neither states nor denies
     ("split", pa.string()),
+    ("masks", pa.list_(MASK)),
 ])
 
 QUARANTINE = pa.schema([
@@ -45,10 +48,15 @@ def _feature(kind: pa.DataType) -> dict:
 IMAGES = with_features(pa.schema([
     ("image_id", pa.string()),
     ("image", IMAGE),
-    *(field for field in MANIFEST if field.name != "path"),
+    ("mask", IMAGE),  # 0, or the number of a structure in the order of its source's card; null where there is none
+    *(field for field in MANIFEST if field.name not in ("path", "masks")),
     ("width", pa.int32()),  # pixels of the original
     ("height", pa.int32()),
     ("sha256", pa.string()),  # of the original file
+    ("box", pa.list_(pa.int32())),  # left, top, right, bottom of what is shown, in pixels of the original
+    ("mapping", pa.string()),  # how its values became 8 bits: none, percentile, window
+    ("erased", pa.int32()),  # letters and marks replaced by their ground
+    ("phash", pa.binary()),  # 256 bits, nearly the same for copies of one picture
 ]))
 
 CORPUS = with_features(pa.schema([

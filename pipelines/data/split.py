@@ -17,14 +17,26 @@ def _salted(text: str) -> str:
     return hashlib.sha256(f"{salt}\0{text}".encode()).hexdigest()
 
 
-def hashed_patient(patient: str) -> str:
-    """A patient identifier that does not tell who it is; the salt comes from RAYOGRAPH_SALT and is never stored."""
-    return _salted(patient)[:16]
+def hashed(identifier: str) -> str:
+    """A patient's or study's identifier that tells nobody; the salt comes from RAYOGRAPH_SALT and is never stored."""
+    return _salted(identifier)[:16]
 
 
 def salt_check() -> str:
     """Tells one salt from another, and too short to guess a salt by."""
     return _salted("which salt is this?")[:4]
+
+
+def empty(counts: dict[str, int]) -> list[str]:
+    """The splits without images, of the counts of all."""
+    return [name for name in SPLITS if not counts.get(name)]
+
+
+def check_filled(counts: dict[str, int]) -> None:
+    """Raise ValueError where a split is empty: nothing can be learned, chosen or judged then."""
+    if missing := empty(counts):
+        raise ValueError(f"ingest left no usable image for {' and '.join(missing)}; learning needs all of "
+                         f"{', '.join(SPLITS)}: see ingest/quarantine for what was refused, and bring more patients")
 
 
 def _position(patient: str) -> float:
@@ -33,7 +45,7 @@ def _position(patient: str) -> float:
 
 
 def assign(manifest: pa.Table, settings: Data) -> pa.Table:
-    """Fill `split` and hash `patient_id`; no patient is in two splits.
+    """Fill `split`, hash `patient_id` and `study_id`; no patient is in two splits.
 
     A source's own split is kept. A patient whom it puts in several goes to the most held-out of them (test, then val).
     Where the source has no val (or no split), patients are taken by a stable hash of their identifier.
@@ -52,10 +64,17 @@ def assign(manifest: pa.Table, settings: Data) -> pa.Table:
     if torn:
         say(f"{len(torn)} patients are in several of the source's splits; each goes to the most held-out one")
     chosen = {patient: max(splits, key=SPLITS.index) if splits else None for patient, splits in given.items()}
-    for split, share in (("test", settings.test_fraction), ("val", settings.val_fraction)):
-        _hold_out(chosen, split, share, official=any(given.values()))
+    home = dict(zip(patients, manifest["source"].to_pylist(), strict=True))
+    for source in dict.fromkeys(home.values()):  # of a mix each set is split by itself
+        part = {patient: split for patient, split in chosen.items() if home[patient] == source}
+        if len(part) < len(SPLITS) and len(part) < len(chosen):
+            continue
+        for split, share in (("test", settings.test_fraction), ("val", settings.val_fraction)):
+            _hold_out(part, split, share, official=any(given[patient] for patient in part))
+        chosen |= part
     final = {patient: split or "train" for patient, split in chosen.items()}
-    columns = {"split": [final[p] for p in patients], "patient_id": [hashed_patient(p) for p in patients]}
+    columns = {"split": [final[p] for p in patients], "patient_id": [hashed(p) for p in patients],
+               "study_id": [study and hashed(study) for study in manifest["study_id"].to_pylist()]}
     for name, values in columns.items():
         manifest = manifest.set_column(manifest.schema.get_field_index(name), name, pa.array(values, pa.string()))
     return manifest

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,16 +14,18 @@ import pyarrow.parquet as pq
 
 from cluster.storage import Folder
 
+READERS = 4  # shards read side by side, for a file system far away
+
 
 def shard_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
-def write_shard(folder: Folder, index: int, table: pa.Table) -> None:
-    """Commit one shard; writing it twice leaves one."""
+def write_shard(folder: Folder, index: int, table: pa.Table, replace: bool = True) -> None:
+    """Commit one shard; with `replace=False` only where it is not there yet."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    folder.write(shard_name(index), buffer.getvalue())
+    folder.write(shard_name(index), buffer.getvalue(), replace)
 
 
 def shard_count(rows: int, shard_rows: int) -> int:
@@ -35,7 +39,10 @@ def pending_shards(folder: Folder, count: int) -> list[int]:
 
 
 def read_shard(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    return pq.read_table(pa.BufferReader(folder.read(name)), columns=list(columns) if columns else None)
+    if columns is None:
+        return pq.read_table(pa.BufferReader(folder.read(name)))
+    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:  # only the bytes of these columns
+        return pq.ParquetFile(file).read(list(columns))
 
 
 def read_table(folder: Folder, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
@@ -68,15 +75,41 @@ def tensors(table: pa.Table, column: str) -> np.ndarray:
     return table[column].combine_chunks().to_numpy_ndarray() if table.num_rows else np.zeros((0,), np.float16)
 
 
+def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], split: str) \
+        -> tuple[dict[str, np.ndarray], pa.Table]:
+    """One split of a table with fixed-shape tensor columns, shards read side by side and each value copied once.
+
+    Returns:
+        The columns `names` as arrays (N, …), and the columns `others` as a table, in the order of the shards.
+    """
+    def read(name: str) -> tuple[list[Any], pa.Table]:
+        shard = read_shard(folder, name, [*names, *others, "split"])
+        rows = np.asarray(pc.equal(shard["split"], split))
+        values = [tensors(shard, column) for column in names]
+        return values if rows.all() else [value[rows] for value in values], shard.select(others).filter(rows)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        parts = list(pool.map(read, folder.names(".parquet")))
+    arrays = {}
+    for k, column in enumerate(names):
+        found = [values[k] for values, _ in parts if len(values[k])]
+        arrays[column] = np.concatenate(found) if found else np.zeros((0,), np.float16)
+        for values, _ in parts:
+            values[k] = None  # freed, so that two copies of one column are the most there is
+    return arrays, pa.concat_tables([told for _, told in parts]).combine_chunks()
+
+
 def known_labels(table: pa.Table) -> list[str]:
     """The distinct labels of a table, sorted."""
-    return sorted({label for labels in table["labels"].to_pylist() for label in labels})
+    return sorted(pc.unique(pc.list_flatten(table["labels"]).drop_null()).to_pylist())
 
 
 def multi_hot(table: pa.Table, labels: Sequence[str]) -> np.ndarray:
     """The labels column as float32 (N, len(labels)); other labels than these are left out."""
-    position = {label: k for k, label in enumerate(labels)}
     hot = np.zeros((table.num_rows, len(labels)), np.float32)
-    for row, present in enumerate(table["labels"].to_pylist()):
-        hot[row, [position[label] for label in present if label in position]] = 1
+    column = table["labels"].combine_chunks()
+    if len(column) and labels:
+        index = pc.index_in(pc.list_flatten(column), pa.array(labels, pa.string()))
+        known = np.asarray(index.is_valid())
+        hot[np.asarray(pc.list_parent_indices(column))[known], np.asarray(index.drop_null())] = 1
     return hot

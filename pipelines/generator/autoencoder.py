@@ -12,6 +12,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from cluster.session import compute, device
 from cluster.storage import Folder
+from pipelines.data.split import check_filled
 from pipelines.data.tables import pixels, read_table
 from pipelines.generator.fit import CHECKPOINT, autocast, fit, to_device
 from pipelines.generator.weights import load_model, save_model
@@ -27,7 +28,9 @@ def autoencoder(stage: Stage) -> Metrics:
     """Returns PSNR (dB) and the mean KL (nats an image) on the test split, and the size."""
     settings = stage.settings.autoencoder
     work = (stage.folder, stage.input("ingest") / "images", settings, stage.settings.data.size, stage.settings.seed)
-    with follow(stage.folder, "autoencoder", settings.total(stage.metrics_of("ingest")["splits"]["train"])):
+    splits = stage.metrics_of("ingest")["splits"]
+    check_filled(splits)
+    with follow(stage.folder, "autoencoder", settings.total(splits["train"])):
         return compute(stage.resources, _make, *work)
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from cluster.session import compute, device
 from cluster.storage import Folder
+from pipelines.data.split import check_filled
 from pipelines.data.tables import known_labels, multi_hot, pixels, read_table
 from pipelines.generator.components.encoder import Encoder
 from pipelines.generator.fit import CHECKPOINT, autocast, fit, to_device
@@ -37,7 +38,9 @@ def encoder(stage: Stage) -> Metrics:
     """Returns the embeddings' effective rank and a k-NN probe's AUC on the val split."""
     settings = stage.settings.encoder
     work = (stage.folder, stage.input("ingest") / "images", settings, stage.settings.data.size, stage.settings.seed)
-    with follow(stage.folder, "encoder", settings.total(stage.metrics_of("ingest")["splits"]["train"])):
+    splits = stage.metrics_of("ingest")["splits"]
+    check_filled(splits)
+    with follow(stage.folder, "encoder", settings.total(splits["train"])):
         return compute(stage.resources, _make, *work)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cluster.storage import Folder
 from pipelines.data.order import Order, batches
-from pipelines.data.tables import known_labels, multi_hot, read_table, tensors
+from pipelines.data.tables import known_labels, multi_hot, read_tensors
 
 AHEAD = 2  # batches prepared before they are asked for
 
@@ -35,10 +35,10 @@ class Reader:
     """The train split of a latents table."""
 
     def __init__(self, folder: Folder, seed: int) -> None:
-        table = read_table(folder, ["latent_mean", "latent_logvar", "embedding", "labels"], "train")
+        arrays, table = read_tensors(folder, ["latent_mean", "latent_logvar", "embedding"], ["labels"], "train")
         self.labels = known_labels(table)
-        self.mean, self.logvar = tensors(table, "latent_mean"), tensors(table, "latent_logvar")
-        self.embedding, self.hot = tensors(table, "embedding"), multi_hot(table, self.labels)
+        self.mean, self.logvar, self.embedding = arrays["latent_mean"], arrays["latent_logvar"], arrays["embedding"]
+        self.hot = multi_hot(table, self.labels)
         self.order = Order(table.num_rows, seed)
         self.waited = 0.0  # seconds that batches() kept its caller waiting
 

@@ -5,14 +5,15 @@ A source is a module, or the `SOURCE` of one, with three functions:
 - `contents(settings) -> str | None`: a cheap hash of what is there now, so that a changed folder is noticed;
 - `manifest(settings, seed) -> pyarrow.Table`: one row per image (`records.MANIFEST`), `split` null where the source
   has none, `patient_id` as the source names it;
-- `load(uri, settings) -> Decoded`: one image, or `decode.Refused`.
+- `load(row, settings) -> Decoded`: the image of a row of the manifest, or `picture.Refused`.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Source(Protocol):
     def contents(self, settings: Data) -> str | None: ...
     def manifest(self, settings: Data, seed: int) -> pa.Table: ...
-    def load(self, uri: str, settings: Data) -> Decoded: ...
+    def load(self, row: Mapping[str, Any], settings: Data) -> Decoded: ...
 
 
 def find_source(name: str) -> Source:

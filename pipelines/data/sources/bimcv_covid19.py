@@ -8,11 +8,17 @@ names: listjoin_ok.tsv, which comes with the negative one, tells who. mod-ct fol
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+from pipelines.data.files import connect
+from pipelines.data.picture import Refused
 from pipelines.data.published import Card, Image, Published, Tree
 from pipelines.data.sources.padchest import listed
 from pipelines.settings import Data
+
+if TYPE_CHECKING:
+    from pipelines.data.decode import Decoded
 
 CARD = Card(
     title="BIMCV-COVID19",
@@ -27,6 +33,7 @@ LABELS = re.compile(r"(^|/)labels[^/]*\.tsv$", re.IGNORECASE)
 SAME = "listjoin_ok.tsv"
 VIEWS = {"ap": "AP", "pa": "PA", "ll": "LATERAL", "rl": "LATERAL", "lateral": "LATERAL"}
 DOUBT = " uncertain"
+PHOTOMETRIC = "00280004"  # photometric interpretation
 
 
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
@@ -58,4 +65,18 @@ def _labels(tree: Tree) -> dict[str, list[str]]:
             for table in tables for row in tree.table(table, delimiter="\t")}
 
 
-SOURCE = Published(CARD, images)
+class Bimcv(Published):
+    """Some films are stored inverted, which only the JSON beside each tells, in DICOM's JSON model."""
+
+    def load(self, row: Mapping[str, Any], settings: Data, **options: Any) -> Decoded:
+        folder, _, name = row["uri"].rpartition("/")
+        beside = f"{name.removesuffix('.png')}.json"
+        try:
+            header = connect(folder).read_json(beside) or {}
+            inverted = "MONOCHROME1" in header.get(PHOTOMETRIC, {}).get("Value", [])
+        except (RuntimeError, ValueError, AttributeError) as error:
+            raise Refused("not_an_image", f"{beside}, which tells its polarity, cannot be read: {error}") from error
+        return super().load(row, settings, inverted=inverted, **options)
+
+
+SOURCE = Bimcv(CARD, images)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from pipelines.data.files import PICTURES, contents_hash, fair_draw, listing, read_image
 from pipelines.progress import say
@@ -41,9 +42,9 @@ def manifest(settings: Data, seed: int) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=MANIFEST)
 
 
-def load(uri: str, settings: Data) -> Decoded:
+def load(row: Mapping[str, Any], settings: Data) -> Decoded:
     root = _root(settings)
-    return read_image(root, uri[len(root) + 1 :], settings)
+    return read_image(root, row["uri"][len(root) + 1 :], row, settings)
 
 
 def _root(settings: Data) -> str:

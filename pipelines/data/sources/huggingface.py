@@ -12,7 +12,7 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -70,17 +70,18 @@ class HuggingFace:
             say(f"{tree.root} has no column patient_id: each image counts as a patient of its own")
         return rows
 
-    def load(self, uri: str, settings: Data) -> Decoded:
+    def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         from pyarrow import ArrowInvalid
 
-        from pipelines.data.decode import Refused, decode
+        from pipelines.data.decode import decode
+        from pipelines.data.picture import Refused
 
-        path, _, row = uri[len(_root(settings)) + 1 :].rpartition("#")
+        path, _, index = row["uri"][len(_root(settings)) + 1 :].rpartition("#")
         try:
-            content = _content(_root(settings), path, int(row))
+            content = _content(_root(settings), path, int(index))
         except (OSError, ArrowInvalid) as error:
             raise Refused("unreadable", str(error)) from error
-        return decode(content or b"", settings)
+        return decode(content or b"", settings, view=row["view"])
 
 
 def _tree(settings: Data) -> Tree:

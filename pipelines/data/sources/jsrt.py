@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pipelines.data.files import PICTURES
 from pipelines.data.published import Card, Image, Mask, Published, Tree
 from pipelines.settings import Data
+
+if TYPE_CHECKING:
+    from pipelines.data.picture import Picture
 
 CARD = Card(
     title="JSRT",
@@ -24,6 +28,7 @@ CARD = Card(
     sign="registration with the JSRT",
     masks=("left_lung", "right_lung", "heart"),
 )
+SIDE = 2048  # pixels of an .IMG film
 FILM = re.compile(r"(JPC[LN]N\d{3})(\.\w+)", re.IGNORECASE)
 KIND = re.compile(r"(JPCLN\d{3})\.IMG\b[^\r\n]*?\b(malignant|benign)\b")
 
@@ -60,4 +65,19 @@ def _labels(tree: Tree) -> dict[str, list[str]]:
     return {film: ["nodule", kind] for film, kind in KIND.findall(text)}
 
 
-SOURCE = Published(CARD, images)
+def read_film(content: bytes, settings: Data) -> Picture:
+    """The owner's format: 2048 x 2048 values of 12 bits without any head, big-endian, dark where the film is bright."""
+    import numpy as np
+    from PIL import Image as Pillow
+
+    from pipelines.data.decode import read_picture
+    from pipelines.data.picture import Picture, check_size, to_8bit
+
+    if len(content) != 2 * SIDE * SIDE:
+        return read_picture(content, settings)
+    check_size(SIDE, SIDE, settings)
+    values = np.frombuffer(content, ">u2").reshape(SIDE, SIDE).astype(np.float32)
+    return Picture(Pillow.fromarray(to_8bit(-values)), SIDE, SIDE, "percentile")
+
+
+SOURCE = Published(CARD, images, read_film)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Folder
@@ -60,11 +61,14 @@ class Manifest:
         rows = [_row(row, key, base) for batch in table.to_batches() for row in batch.to_pylist() if row[key]]
         if not rows:
             raise ValueError(f"{root} lists no image: its column {key!r} is empty")
-        return rows
+        once = {row["uri"]: row for row in reversed(rows)}
+        if len(once) < len(rows):
+            say(f"{root} lists {len(rows) - len(once)} images again; the first row of each counts")
+        return list(reversed(once.values()))
 
-    def load(self, uri: str, settings: Data) -> Decoded:
-        folder, _, name = uri.rpartition("/")
-        return read_image(folder, name, settings)
+    def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
+        folder, _, name = row["uri"].rpartition("/")
+        return read_image(folder, name, row, settings, CARD.masks)
 
 
 def as_table(rows: list[dict[str, Any]], settings: Data) -> pa.Table:

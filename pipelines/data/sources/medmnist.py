@@ -16,7 +16,7 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,19 +96,20 @@ class MedMNIST:
                        "patient_id": place, "study_id": None, "view": None, "split": split, "uncertain": [],
                        "labels": [LABELS[subset][int(k)] for k in classes], "masks": []}
 
-    def load(self, uri: str, settings: Data) -> Decoded:
+    def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         from PIL import Image
 
-        from pipelines.data.decode import Refused, decode
+        from pipelines.data.decode import decode
+        from pipelines.data.picture import Refused
 
-        subset, size, split, index = uri.removeprefix("medmnist://").split("/")
+        subset, size, split, index = row["uri"].removeprefix("medmnist://").split("/")
         try:
             pixels = _images(_root(settings).uri, _file(subset, int(size)), f"{split}_images")[int(index)]
         except OSError as error:
             raise Refused("unreadable", str(error)) from error
         content = io.BytesIO()
         Image.fromarray(pixels).save(content, "BMP")
-        return decode(content.getvalue(), settings)
+        return decode(content.getvalue(), settings, view=row["view"])
 
 
 def _root(settings: Data) -> Folder:

@@ -31,6 +31,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         places = {"left_lung": f"{base}ManualMask/leftMask/{name}", "right_lung": f"{base}ManualMask/rightMask/{name}",
                   "lungs": f"{base}masks/{name}"}
         masks = tuple(Mask(structure, place) for structure, place in places.items() if place in tree.files)
+        masks = masks[:2] if len(masks) > 2 else masks  # both sides tell more than one mask of both lungs
         yield Image(path=path, patient=patient, view="PA", labels=[label], masks=masks)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pipelines.settings import Data
 
@@ -34,10 +37,15 @@ def manifest(settings: Data, seed: int) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=MANIFEST)
 
 
-def load(uri: str, settings: Data) -> Decoded:
+def load(row: Mapping[str, Any], settings: Data) -> Decoded:
+    from PIL import Image
+
+    from pipelines.data.clean import perceptual_hash
     from pipelines.data.decode import Decoded
     from pipelines.data.thorax import render
 
-    seed, index = (int(part) for part in uri.removeprefix("phantom://").split("/"))
-    image = render(seed, index, settings.size).image
-    return Decoded(image, settings.size, settings.size, hashlib.sha256(image.tobytes()).hexdigest())
+    seed, index = (int(part) for part in row["uri"].removeprefix("phantom://").split("/"))
+    film, size = render(seed, index, settings.size), settings.size
+    mask = np.where(film.heart, np.uint8(2), film.lungs.astype(np.uint8))
+    return Decoded(film.image, size, size, hashlib.sha256(film.image.tobytes()).hexdigest(), (0, 0, size, size),
+                   perceptual_hash(Image.fromarray(film.image)), mask=mask)

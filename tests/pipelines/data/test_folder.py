@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from pipelines.compose import load_settings
-from pipelines.data.decode import Refused
+from pipelines.data.picture import Refused
 from pipelines.data.sources import find_source, folder
 
 
@@ -72,7 +72,7 @@ def test_strange_names_are_read(make):
     assert sorted(row["path"] for row in table) == sorted(names)
     for row in table:
         with pytest.raises(Refused) as refused:
-            folder.load(row["uri"], settings)
+            folder.load(row, settings)
         assert refused.value.reason == "not_an_image", "the file is found and opened"
 
 
@@ -178,10 +178,10 @@ def test_images_are_loaded_and_what_cannot_be_is_refused(make, tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(np.arange(1024, dtype=np.uint16).astype(np.uint8).reshape(32, 32)).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
-    assert folder.load(f"{tmp_path}/a.png", settings).width == 32
+    assert folder.load({"uri": f"{tmp_path}/a.png"}, settings).width == 32
     for name in ("b.png", "gone.png"):
         with pytest.raises(Refused):
-            folder.load(f"{tmp_path}/{name}", settings)
+            folder.load({"uri": f"{tmp_path}/{name}"}, settings)
 
 
 def test_sources_are_found_by_name():

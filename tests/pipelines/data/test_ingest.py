@@ -10,6 +10,7 @@ from PIL import Image
 from cluster.session import Resources
 from pipelines.compose import load_settings
 from pipelines.data import ingest as module
+from pipelines.data.split import check_filled
 from pipelines.data.tables import pixels, read_shard, read_table
 from pipelines.stage import Plan, Stage
 
@@ -134,6 +135,16 @@ def test_duplicates_keep_the_most_held_out_one(xrays, settings):
     assert len({row["sha256"] for row in found.values()}) == 24, "no content is in two splits"
 
 
+def test_people_under_two_names_are_in_one_split(xrays, settings):
+    """p1, of train, shares a picture with a patient of test: the other image of p1 goes to test, too."""
+    xrays({"train/p1_x.png": png(200), "train/p1_y.png": png(777)})
+    stage, metrics = run(settings(r"data.patient_regex='(p\d)_|(\w+/[a-h])\.'"))
+    found = by_name(stage)
+    assert refused(stage) == {"train/p1_x.png": "duplicate"}
+    assert found["train/p1_y.png"]["split"] == found["test/a.png"]["split"] == "test"
+    assert metrics["splits"] == {"train": 8, "val": 8, "test": 9}
+
+
 def test_without_deduplication_both_stay_with_names_of_their_own(xrays, settings):
     xrays({"train/twin.png": png(0), "val/twin.png": png(0)})
     stage, metrics = run(settings("data.deduplicate=false"))
@@ -214,21 +225,29 @@ def test_duplicates_do_not_count_as_bad(xrays, settings):
     assert metrics["reasons"] == {"duplicate": 20}
 
 
-def test_a_split_without_usable_images_is_named(xrays, settings, tmp_path):
+def test_a_split_without_usable_images_is_named(xrays, settings, capsys):
     xrays({f"val/{name}.png": b"no image" for name in "abcdefgh"})
-    with pytest.raises(ValueError, match=r"val out of 24"):
+    _, metrics = run(settings("data.max_bad_fraction=1"))
+    assert "no usable image is left for val" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"no usable image for val"):
+        check_filled(metrics["splits"])
+
+
+def test_nothing_usable_at_all_is_an_error(xrays, settings):
+    xrays({f"{split}/{name}.png": b"no image" for split in ("train", "val", "test") for name in "abcdefgh"})
+    with pytest.raises(ValueError, match="no usable image is left out of 24"):
         run(settings("data.max_bad_fraction=1"))
 
 
 def test_dicom_and_pictures_mix(xrays, settings):
     from pydicom.data import get_testdata_file
 
-    path = get_testdata_file("CT_small.dcm", download=False)
-    dataset = pydicom.dcmread(path)
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
+    dataset.Modality = "DX"
     root = xrays()
-    shutil.copy(path, root / "train" / "ct.dcm")
+    dataset.save_as(root / "train" / "dx.dcm")
     stage, _ = run(settings())
-    found = by_name(stage)["train/ct.dcm"]
+    found = by_name(stage)["train/dx.dcm"]
     assert (found["width"], found["height"]) == (dataset.Columns, dataset.Rows)
 
 

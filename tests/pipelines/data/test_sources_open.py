@@ -10,7 +10,7 @@ import pytest
 from PIL import Image as Picture
 
 from pipelines.compose import load_settings
-from pipelines.data.decode import Refused
+from pipelines.data.picture import Refused
 from pipelines.data.published import Tree
 from pipelines.data.sources import (
     covidx_cxr4,
@@ -297,7 +297,7 @@ def test_medmnist_lists_and_loads(npz, scratch):
         (f"medmnist://pneumoniamnist/28/{split}/{k}", split, [label])
         for split in ("train", "val", "test") for k, label in enumerate(("pneumonia", "normal"))]
     assert len({row["patient_id"] for row in rows}) == 6
-    loaded = medmnist.SOURCE.load(rows[1]["uri"], settings)
+    loaded = medmnist.SOURCE.load(rows[1], settings)
     assert (loaded.width, loaded.height, loaded.image.shape) == (28, 28, (28, 28))
     with np.load(f"{settings.root}/pneumoniamnist.npz") as arrays:
         np.testing.assert_array_equal(loaded.image, arrays["train_images"][1])
@@ -309,7 +309,7 @@ def test_medmnist_of_many_labels_and_of_colour(npz, scratch):
     settings = npz("bloodmnist_64", [[0], [7]], 64, (3,), subset="bloodmnist", size=32)
     rows = list(medmnist.SOURCE.rows(settings))
     assert rows[1]["labels"] == ["platelet"]
-    assert medmnist.SOURCE.load(rows[0]["uri"], settings).image.shape == (32, 32)
+    assert medmnist.SOURCE.load(rows[0], settings).image.shape == (32, 32)
 
 
 @pytest.mark.parametrize(("there", "subset", "size", "taken"), [
@@ -366,7 +366,7 @@ def test_huggingface_with_classes(fill, tmp_path):
         for k, label in enumerate((["NORMAL"], ["PNEUMONIA"], []))]
     assert rows[0]["uri"] == f"{tmp_path}/data/test-00000-of-00001.parquet#0"
     for k in range(3):  # in both row groups
-        loaded = huggingface.SOURCE.load(rows[k]["uri"], settings)
+        loaded = huggingface.SOURCE.load(rows[k], settings)
         np.testing.assert_array_equal(loaded.image, np.asarray(Picture.open(io.BytesIO(picture(k)))))
     settings.images = 4
     part = [row["path"] for row in huggingface.SOURCE.manifest(settings, 0).to_pylist()]
@@ -475,7 +475,7 @@ def test_dicom_as_it_is_here(real_data):
 
 def test_manifest_of_csv(fill, tmp_path):
     settings = fill(size=32, files={
-        "images/a.png": picture(), "list.csv":
+        "images/a.png": picture(), "masks/a.png": picture(), "list.csv":
             "path,patient_id,study_id,view,labels,split,mask\nimages/a.png,007,s1,PA,a|b,train,masks/a.png\n"
             "/far/b.png,,,,,valid,\ns3://bucket/c.png,8,,,c,test,s3://bucket/m.png\n,,,,,,\n"})
     settings.root += "/list.csv"
@@ -486,9 +486,11 @@ def test_manifest_of_csv(fill, tmp_path):
         ("/far/b.png", "/far/b.png", None, None, [], "val", []),
         ("s3://bucket/c.png", "8", None, None, ["c"], "test", ["s3://bucket/m.png"])]
     assert manifest.SOURCE.manifest(settings, 0).num_rows == 3
-    assert manifest.SOURCE.load(rows[0]["uri"], settings).width == 32
+    loaded = manifest.SOURCE.load(rows[0], settings)
+    assert loaded.width == 32
+    assert np.array_equal(loaded.mask, loaded.image > 127)
     with pytest.raises(Refused):
-        manifest.SOURCE.load("/far/b.png", settings)
+        manifest.SOURCE.load({"uri": "/far/b.png"}, settings)
 
 
 def test_manifest_of_parquet_and_tsv(fill):

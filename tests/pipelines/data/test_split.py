@@ -135,3 +135,18 @@ def test_the_split_does_not_depend_on_the_order_of_rows(settings):
     rows = people(5)
     first = assigned(rows, settings)
     assert all(assigned(list(order), settings) == first for order in itertools.permutations(rows))
+
+
+def test_of_a_mix_each_set_is_split_by_itself(settings):
+    """One has an official test, one has none, one is too small to be split."""
+    rows = [("official", f"a{k}", "test" if k < 5 else "train") for k in range(200)]
+    rows += [("free", f"b{k}", None) for k in range(200)] + [("small", "c", None)]
+    table = split.assign(pa.Table.from_pylist([
+        {"source": source, "uri": f"/x/{patient}", "path": patient, "patient_id": patient, "labels": [], "split": name}
+        for source, patient, name in rows], schema=MANIFEST), settings)
+    count = Counter(zip(table["source"].to_pylist(), table["split"].to_pylist(), strict=True))
+    assert count["official", "test"] == 5
+    assert count["official", "val"] > 5
+    assert count["free", "test"] > 5
+    assert count["free", "val"] > 5
+    assert count["small", "train"] == 1

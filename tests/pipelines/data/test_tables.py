@@ -80,3 +80,20 @@ def test_tensors_come_back_in_shape(folder):
     tables.write_shard(folder, 0, pa.table({"latent": column}))
     tables.write_shard(folder, 1, pa.table({"latent": column}))
     np.testing.assert_array_equal(tables.tensors(tables.read_table(folder), "latent"), np.concatenate([values] * 2))
+
+
+def test_tensors_of_one_split_come_in_the_order_of_the_shards(folder):
+    values = np.random.default_rng(0).standard_normal((30, 2, 3)).astype(np.float16)
+    splits = [("train", "val", "train")[k % 3] if k < 20 else "train" for k in range(30)]
+    for shard in range(3):
+        part = slice(10 * shard, 10 * shard + 10)
+        tables.write_shard(folder, shard, pa.table({
+            "x": pa.FixedShapeTensorArray.from_numpy_ndarray(values[part]), "split": splits[part],
+            "labels": [["a"] if k % 2 else ["a", "b"] for k in range(10)]}))
+    for split in ("train", "val"):
+        kept = [k for k, of in enumerate(splits) if of == split]
+        arrays, told = tables.read_tensors(folder, ["x"], ["labels"], split)
+        assert np.array_equal(arrays["x"], values[kept])
+        assert told["labels"].to_pylist() == [["a"] if k % 2 else ["a", "b"] for k in kept]
+        assert tables.known_labels(told) == ["a", "b"]
+        assert tables.multi_hot(told, ["b", "c"]).tolist() == [[float(k % 2 == 0), 0.0] for k in kept]
