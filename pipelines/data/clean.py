@@ -72,13 +72,25 @@ def _content(gray: np.ndarray) -> Box:
 
 def _ends(rows: np.ndarray) -> tuple[float, float]:
     """First and last row that is no border, as shares; each border is as uniform as its outermost row."""
-    low, high = np.percentile(rows, (2, 98), axis=1)
-    ends = []
-    for lows, highs in ((low, high), (low[::-1], high[::-1])):
-        border = (np.maximum.accumulate(highs) - np.minimum.accumulate(lows)) <= UNIFORM
-        count = len(border) if border.all() else int(border.argmin())
-        ends.append(0.0 if count > BORDER_LIMIT * len(border) else count / len(border))
-    return ends[0], 1 - ends[1]
+    return _border(rows), 1 - _border(rows[::-1])
+
+
+def _border(rows: np.ndarray) -> float:
+    """How many of the first rows are one uniform border, as a share."""
+    low, high = _range(rows[:1])
+    if high[0] - low[0] > UNIFORM:  # as in most pictures
+        return 0.0
+    low, high = _range(rows)
+    uniform = np.maximum.accumulate(high) - np.minimum.accumulate(low) <= UNIFORM
+    count = len(uniform) if uniform.all() else int(uniform.argmin())
+    return 0.0 if count > BORDER_LIMIT * len(uniform) else count / len(uniform)
+
+
+def _range(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Darkest and brightest level of each row, but for 2 % at either end."""
+    levels = np.sort(rows, axis=1).astype(np.int16)
+    few = levels.shape[1] // 50
+    return levels[:, few], levels[:, -1 - few]
 
 
 def looks_frontal(picture: Picture) -> bool:
