@@ -24,7 +24,7 @@ def latents_report(run: Folder) -> str:
     """Channel statistics, KL, reconstruction and embedding statistics of the run in a folder, as a table of text."""
     train = read_table(run / "latents", ["latent_mean", "latent_logvar", "embedding"], "train")
     step = max(1, -(-train.num_rows // EMBEDDINGS))
-    mean, logvar, embedding = (torch.from_numpy(tensors(train, name)[::step]).float()
+    mean, logvar, embedding = (torch.from_numpy(tensors(train, name)[::step].astype(np.float32))
                                for name in ("latent_mean", "latent_logvar", "embedding"))
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2, 3))
     psnr, ms_ssim, shown = _reconstruction(run)
@@ -51,10 +51,10 @@ def _reconstruction(run: Folder) -> tuple[float, float, int]:
     cached = read_table(run / "latents", ["image_id", "latent_mean"], "test").slice(0, IMAGES)
     place = {image_id: k for k, image_id in enumerate(images["image_id"].to_pylist())}
     real = torch.from_numpy(pixels(images.take([place[i] for i in cached["image_id"].to_pylist()]))).float()
-    means = torch.from_numpy(np.ascontiguousarray(tensors(cached, "latent_mean")))
+    means = torch.from_numpy(tensors(cached, "latent_mean").astype(np.float32))
     model = load_autoencoder(run / "autoencoder").to(device())
     with autocast():
-        decoded = [model.decode(means[k : k + BATCH].to(device()).float()).sample.float().mean(1, keepdim=True).cpu()
+        decoded = [model.decode(means[k : k + BATCH].to(device())).sample.float().mean(1, keepdim=True).cpu()
                    for k in range(0, len(means), BATCH)]
     found = (torch.cat(decoded) / 2 + 0.5).clamp(0, 1) * 255
     similarity = compute_ms_ssim(found, real, 2, data_range=255.0, kernel_size=KERNEL,
