@@ -7,6 +7,7 @@ with AWS_REQUEST_PAYER=requester the reader pays.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -14,18 +15,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, FileType, PyFileSystem
-
-if TYPE_CHECKING:
-    from botocore.exceptions import ClientError
 
 ATTEMPTS = 8  # with exponential back-off and jitter, a minute in all
 READ_AHEAD = 1 << 20  # bytes asked for at a time
 IN_MEMORY = 64 << 20  # bytes of an upload; more of them wait on disk
 DELETED_AT_ONCE = 1_000  # S3's limit
+KINDS = {403: PermissionError, 404: FileNotFoundError, 409: BlockingIOError, 412: FileExistsError}  # by HTTP status
 
 
 def filesystem() -> PyFileSystem:
@@ -40,26 +39,23 @@ def client() -> Any:
     return boto3.client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS}))
 
 
-def put(path: str, data: bytes, replace: bool) -> bool:
+def put(path: str, data: bytes, replace: bool) -> None:
     """Write one object in one step.
 
     Args:
         path: BUCKET/KEY.
         data: All of it.
         replace: False writes only where there is no such object yet (a conditional write).
-
-    Returns:
-        Whether it was written.
     """
     condition = {} if replace else {"IfNoneMatch": "*"}
     for attempt in range(ATTEMPTS):
         try:
             _call("put_object", path, **_place(path), Body=data, **condition)
-            return True
+            return
         except FileExistsError:
-            return False
+            return
         except BlockingIOError:  # another writer is at it
-            time.sleep(random.uniform(0, 0.1 * 2**attempt))
+            _back_off(attempt)
     raise OSError(f"s3://{path}: other writers are at it all the time")
 
 
@@ -173,7 +169,6 @@ class _Ranges(io.RawIOBase):
         self.at += len(data)
         return len(data)
 
-
     def _part(self, start: int, stop: int) -> bytes:
         """Bytes [start, stop), asked for again where the connection breaks in the middle of them."""
         from botocore.exceptions import BotoCoreError
@@ -184,7 +179,7 @@ class _Ranges(io.RawIOBase):
                 return answer["Body"].read()
             except BotoCoreError as error:
                 last = error
-                time.sleep(random.uniform(0, 0.1 * 2**attempt))
+                _back_off(attempt)
         raise OSError(f"s3://{self.path}: {last}") from last
 
 
@@ -205,16 +200,12 @@ class _Upload(io.RawIOBase):
         return self.file.tell()
 
     def close(self) -> None:
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
         if not self.closed:
             self.file.seek(0)
             place = _place(self.path)
             try:
-                client().upload_fileobj(self.file, place["Bucket"], place["Key"], ExtraArgs=_payer())
-            except (Boto3Error, BotoCoreError, ClientError) as error:
-                raise OSError(f"s3://{self.path} cannot be written: {error}") from error
+                with _oserrors(self.path):
+                    client().upload_fileobj(self.file, place["Bucket"], place["Key"], ExtraArgs=_payer())
             finally:
                 self.file.close()
                 super().close()
@@ -222,13 +213,11 @@ class _Upload(io.RawIOBase):
 
 def _listed(path: str, recursive: bool) -> Iterator[FileInfo]:
     """All that lies below a path, however many pages S3 tells it on."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
     place = _place(path)
     prefix = _prefix(place["Key"])
     pages = client().get_paginator("list_objects_v2").paginate(
         Bucket=place["Bucket"], Prefix=prefix, **({} if recursive else {"Delimiter": "/"}), **_payer())
-    try:
+    with contextlib.suppress(FileNotFoundError), _oserrors(path):
         for page in pages:
             for folder in page.get("CommonPrefixes", ()):
                 yield FileInfo(f"{place['Bucket']}/{folder['Prefix'].rstrip('/')}", FileType.Directory)
@@ -236,11 +225,6 @@ def _listed(path: str, recursive: bool) -> Iterator[FileInfo]:
                 if not found["Key"].endswith("/"):  # the console's mark of an empty folder
                     yield FileInfo(f"{place['Bucket']}/{found['Key']}", FileType.File, size=found["Size"],
                                    mtime=found["LastModified"])
-    except ClientError as error:
-        if _status(error) != 404:
-            raise _as_oserror(error, path) from error
-    except BotoCoreError as error:  # no network, no credentials
-        raise OSError(f"s3://{path}: {error}") from error
 
 
 def _above(path: str, base: str) -> Iterator[str]:
@@ -264,21 +248,24 @@ def _payer() -> dict[str, str]:
 
 
 def _call(operation: str, path: str, **arguments: Any) -> Any:
+    with _oserrors(path):
+        return getattr(client(), operation)(**arguments, **_payer())
+
+
+@contextlib.contextmanager
+def _oserrors(path: str) -> Iterator[None]:
+    """What boto3 raises within, as the OSError of its kind."""
+    from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        return getattr(client(), operation)(**arguments, **_payer())
+        yield
     except ClientError as error:
-        raise _as_oserror(error, path) from error
-    except BotoCoreError as error:  # no network, no credentials
+        kind = KINDS.get(error.response["ResponseMetadata"]["HTTPStatusCode"], OSError)
+        raise kind(f"s3://{path}: {error}") from error
+    except (Boto3Error, BotoCoreError) as error:  # no network, no credentials
         raise OSError(f"s3://{path}: {error}") from error
 
 
-def _status(error: ClientError) -> int:
-    return error.response["ResponseMetadata"]["HTTPStatusCode"]
-
-
-def _as_oserror(error: ClientError, path: str) -> OSError:
-    kind = {403: PermissionError, 404: FileNotFoundError, 409: BlockingIOError, 412: FileExistsError}.get(
-        _status(error), OSError)
-    return kind(f"s3://{path}: {error}")
+def _back_off(attempt: int) -> None:
+    time.sleep(random.uniform(0, 0.1 * 2**attempt))

@@ -8,14 +8,12 @@ run killed anywhere goes on with the shards that are missing and neither loses n
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.storage import Folder
 from pipelines.data import split
@@ -24,7 +22,16 @@ from pipelines.data.picture import Refused
 from pipelines.data.records import IMAGES, QUARANTINE, SPLITS
 from pipelines.data.sources import find_source
 from pipelines.data.streaming import shard_numbers, stream
-from pipelines.data.tables import pending_shards, png, read_shard, read_table, shard_count, shard_name, write_shard
+from pipelines.data.tables import (
+    pending_shards,
+    png,
+    read_shard,
+    read_table,
+    shard_count,
+    shard_name,
+    write_file,
+    write_shard,
+)
 from pipelines.progress import bar, say
 from pipelines.settings import Data
 from pipelines.stage import Metrics, Stage
@@ -133,25 +140,24 @@ def drop_duplicates(images: Folder, quarantine: Folder, manifest: Folder, settin
     is in two. Killed anywhere, a second call comes to the same end: what is to be done is decided once.
     """
     if not manifest.exists(DECIDED):
-        buffer = io.BytesIO()
-        pq.write_table(decide(images, settings), buffer)
-        manifest.write(DECIDED, buffer.getvalue())
-    decided = pq.read_table(pa.BufferReader(manifest.read(DECIDED)))
+        write_file(manifest, DECIDED, decide(images, settings))
+    decided = read_shard(manifest, DECIDED)
     lost = decided.filter(pc.is_null(decided["split"]))
     if lost.num_rows:
         write_shard(quarantine, DUPLICATES, quarantine_rows(lost["uri"], ["duplicate"] * lost.num_rows, lost["detail"]))
     known = decided["uri"].combine_chunks()
     for name in images.names(".parquet") if decided.num_rows else ():
         if pc.any(pc.is_in(read_shard(images, name, ["uri"])["uri"], known)).as_py():
-            write_shard(images, int(name[5:10]), _applied(read_shard(images, name), decided))
+            write_file(images, name, _applied(read_shard(images, name), decided))
 
 
 def _applied(shard: pa.Table, decided: pa.Table) -> pa.Table:
     """A shard without the images that are to go, the others in the splits that were decided."""
     row = pc.index_in(shard["uri"], decided["uri"].combine_chunks())
-    split = pc.coalesce(decided["split"].combine_chunks().take(row), shard["split"].combine_chunks())
-    stays = pc.or_(pc.is_null(row), pc.is_valid(decided["split"].combine_chunks().take(row)))
+    decision = decided["split"].take(row)
     column = shard.schema.get_field_index("split")
+    split = pc.coalesce(decision, shard["split"])
+    stays = pc.or_(pc.is_null(row), pc.is_valid(decision))
     return shard.set_column(column, shard.schema.field(column), split).filter(stays)
 
 

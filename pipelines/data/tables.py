@@ -23,9 +23,14 @@ def shard_name(index: int) -> str:
 
 def write_shard(folder: Folder, index: int, table: pa.Table, replace: bool = True) -> None:
     """Commit one shard; with `replace=False` only where it is not there yet."""
+    write_file(folder, shard_name(index), table, replace)
+
+
+def write_file(folder: Folder, name: str, table: pa.Table, replace: bool = True) -> None:
+    """Commit a table as one Parquet file, which `read_shard` reads."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    folder.write(shard_name(index), buffer.getvalue(), replace)
+    folder.write(name, buffer.getvalue(), replace)
 
 
 def shard_count(rows: int, shard_rows: int) -> int:

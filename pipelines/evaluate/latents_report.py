@@ -11,9 +11,8 @@ from cluster.session import device
 from cluster.storage import Folder
 from pipelines.data.tables import pixels, read_table, tensors
 from pipelines.evaluate.diversity import KERNEL, scale_weights
-from pipelines.generator.autoencoder import load_autoencoder
+from pipelines.generator.autoencoder import load_autoencoder, pictures
 from pipelines.generator.encoder import effective_rank
-from pipelines.generator.fit import autocast
 
 IMAGES = 512  # of the test split, decoded for PSNR and MS-SSIM
 EMBEDDINGS = 10_000  # of the train split, at most
@@ -44,7 +43,6 @@ def latents_report(run: Folder) -> str:
     return "\n".join(lines)
 
 
-@torch.no_grad()
 def _reconstruction(run: Folder) -> tuple[float, float, int]:
     """PSNR (dB) and MS-SSIM between test images and what the autoencoder makes of their cached latents."""
     images = read_table(run / "ingest" / "images", ["image_id", "image"], "test")
@@ -53,10 +51,7 @@ def _reconstruction(run: Folder) -> tuple[float, float, int]:
     real = torch.from_numpy(pixels(images.take([place[i] for i in cached["image_id"].to_pylist()]))).float()
     means = torch.from_numpy(tensors(cached, "latent_mean").astype(np.float32))
     model = load_autoencoder(run / "autoencoder").to(device())
-    with autocast():
-        decoded = [model.decode(means[k : k + BATCH].to(device())).sample.float().mean(1, keepdim=True).cpu()
-                   for k in range(0, len(means), BATCH)]
-    found = (torch.cat(decoded) / 2 + 0.5).clamp(0, 1) * 255
+    found = torch.cat([pictures(model, means[k : k + BATCH].to(device())) for k in range(0, len(means), BATCH)]) * 255
     similarity = compute_ms_ssim(found, real, 2, data_range=255.0, kernel_size=KERNEL,
                                  weights=scale_weights(real.shape[-1]))
     return peak_signal_noise_ratio(found, real, data_range=255.0).item(), similarity.mean().item(), len(real)

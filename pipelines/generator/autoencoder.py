@@ -101,7 +101,14 @@ def set_statistics(model: AutoencoderKL, images: np.ndarray, batch: int) -> None
 def reconstruct(model: AutoencoderKL, images: np.ndarray) -> Tensor:
     """Posterior-mean reconstructions, floats in [0, 1] (B, 1, H, W) on the host."""
     with autocast():
-        decoded = model.decode(model.encode(in_range(images, model)).latent_dist.mean).sample
+        return pictures(model, model.encode(in_range(images, model)).latent_dist.mean)
+
+
+@torch.no_grad()
+def pictures(model: AutoencoderKL, latents: Tensor) -> Tensor:
+    """What latents (B, c, h, w) on the model's device show, floats in [0, 1] (B, 1, H, W) on the host."""
+    with autocast():
+        decoded = model.decode(latents).sample
     return (decoded.float().mean(1, keepdim=True) / 2 + 0.5).clamp(0, 1).cpu()
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.generator.ema import Ema
-from pipelines.generator.fit import bf16_is_fast
+from pipelines.generator.fit import BETAS, bf16_is_fast
 from pipelines.settings import Trainer
 
 Tensors = dict[str, Tensor]
@@ -39,7 +39,7 @@ class Engine:
                                    auto_mpi_discovery=False, verbose=False)
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         optimizer = torch.optim.AdamW(module.parameters(), settings.lr, weight_decay=settings.weight_decay,
-                                      betas=(0.9, 0.99), fused=True)
+                                      betas=BETAS, fused=True)
         config = deepspeed_config(settings, world, sum(p.numel() for p in module.parameters()))
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         self._named = [(names[id(parameter)], parameter) for parameter in self.engine.module.parameters()]
