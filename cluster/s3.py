@@ -36,7 +36,7 @@ def client() -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS}))
+    return boto3.Session().client("s3", config=Config(retries={"mode": "standard", "total_max_attempts": ATTEMPTS}))
 
 
 def put(path: str, data: bytes, replace: bool) -> None:

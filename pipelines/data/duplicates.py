@@ -7,8 +7,6 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 BITS = 256
 NEIGHBOURS = 48  # compared with each image of a band; there are more with one key only among very many alike
@@ -35,6 +33,9 @@ def joined(group: np.ndarray, links: np.ndarray | tuple[np.ndarray, np.ndarray])
         group: int (N,).
         links: Numbers of a second grouping, int (N,), or pairs of rows.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     rows = np.arange(len(group))
     if isinstance(links, np.ndarray):
         links = rows, _first(links)

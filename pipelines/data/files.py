@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pipelines.data.decode import Decoded
 
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
+DECODING = threading.Semaphore(2)  # at once in a process, while others read: a large film takes some 300 MB
 
 
 @lru_cache(maxsize=256)
@@ -78,7 +80,8 @@ def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, s
         content = connect(folder).read(name)
     except (FileNotFoundError, PermissionError) as error:  # other errors may pass: they are the storage's, not its own
         raise Refused("unreadable", str(error)) from error
-    decoded = decode(content, settings, view=row.get("view"), **options)
+    with DECODING:
+        decoded = decode(content, settings, view=row.get("view"), **options)
     if not row.get("masks"):
         return decoded
     return replace(decoded, mask=label_map(row["masks"], structures, decoded, lambda path: _read(folder, path)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from pipelines.stage import Metrics, Stage
 DUPLICATES = 99_999  # the number of the quarantine shard that holds the duplicates
 NOT_BAD = ("duplicate", "not_frontal", "not_a_radiograph")  # reasons that say nothing against an image
 FRONTAL = ("PA", "AP", "FRONTAL", "POSTERO", "ANTERO")  # how names of frontal views begin
+AT_ONCE = 8  # images of a shard, most of them waiting for the storage
 DECIDED = "decided.parquet"  # in the manifest: which duplicates go, and who changes the split
 LISTED = "manifest.json"  # marks the manifest as whole
 
@@ -81,7 +83,9 @@ class Decode:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         index = block["shard"][0].as_py()
-        rows = [self._row(row) | {"shard": index} for row in read_shard(self.manifest, shard_name(index)).to_pylist()]
+        listed = read_shard(self.manifest, shard_name(index)).to_pylist()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            rows = [row | {"shard": index} for row in pool.map(self._row, listed)]
         return pa.Table.from_pylist(rows, schema=DECODED)
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:

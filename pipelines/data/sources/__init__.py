@@ -10,6 +10,7 @@ A source is a module, or the `SOURCE` of one, with three functions:
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ class Source(Protocol):
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded: ...
 
 
+@functools.cache
 def find_source(name: str) -> Source:
     """The source called `name`.  Raises ValueError naming those there are."""
     known = sorted(module.name for module in pkgutil.iter_modules(__path__))

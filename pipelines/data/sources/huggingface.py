@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -42,6 +43,7 @@ SPLIT = re.compile(rf"(?<![a-z0-9])({'|'.join(sorted(SPLIT_WORDS, key=len, rever
 LABELS = ("label", "labels")
 OTHERS = ("class", "classes", "finding", "findings", "diagnosis", "category")
 PLAIN = ("patient_id", "study_id", "view", "split")
+READING = threading.Lock()  # a row group is read once for all threads, and a file by one of them at a time
 
 
 class HuggingFace:
@@ -189,7 +191,9 @@ def _labels(value: Any, names: list[str] | None) -> list[str]:
 def _content(root: str, path: str, row: int) -> bytes | None:
     starts = _starts(root, path)
     group = bisect_right(starts, row) - 1
-    cell = _images(root, path, group)[row - starts[group]].as_py()
+    with READING:
+        images = _images(root, path, group)
+    cell = images[row - starts[group]].as_py()
     return cell["bytes"] if isinstance(cell, dict) else cell
 
 

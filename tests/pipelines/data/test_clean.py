@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+from imagehash import phash
 from PIL import Image, ImageDraw
 
 from pipelines.compose import load_settings
@@ -118,6 +119,12 @@ def test_letters_on_dark_ground_are_erased_and_anatomy_stays():
 def bits_apart(one: np.ndarray, other: np.ndarray) -> int:
     a, b = (np.frombuffer(perceptual_hash(Image.fromarray(image)), np.uint8) for image in (one, other))
     return int(np.bitwise_count(a ^ b).sum())
+
+
+def test_the_perceptual_hash_is_that_of_imagehash():
+    films = [Image.fromarray(thorax(index, 128)) for index in range(8)]
+    small = [film.resize((64, 64), Image.Resampling.HAMMING) for film in films]
+    assert [perceptual_hash(film) for film in films] == [np.packbits(phash(s, 16).hash).tobytes() for s in small]
 
 
 def test_copies_of_a_film_have_nearly_one_hash_and_other_films_another():

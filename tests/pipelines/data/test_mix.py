@@ -75,7 +75,7 @@ def test_the_mix_holds_868_000_images_though_covidx_were_all_duplicates():
 def test_the_page_on_data_tells_what_the_cards_tell():
     from pathlib import Path
 
-    page = (Path(find_source.__code__.co_filename).parents[1] / "README.md").read_text()
+    page = (Path(find_source.__wrapped__.__code__.co_filename).parents[1] / "README.md").read_text()
     for name in SETS:
         card = find_source(name.replace("-", "_")).card
         assert f"| [{name}]({card.where.split(' ')[0]}) | {card.images:,} |" in page
