@@ -5,6 +5,7 @@ Ray Data reads and decodes on CPUs, encodes in an actor pool that keeps the netw
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -14,42 +15,83 @@ from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.data.records import latents_schema
 from pipelines.data.streaming import shard_numbers, stream
-from pipelines.data.tables import pixels, read_shard, read_table, shard_name, tensors, write_shard
+from pipelines.data.tables import pixels, read_shard, row_count, shard_name, tensors, write_shard
 from pipelines.progress import bar
 from pipelines.stage import Metrics, Stage
 
 KEPT = ("image_id", "patient_id", "labels", "split")
+ACTORS = 8  # without GPUs, at most: each holds both networks and torch
 
 
 def latents(stage: Stage) -> Metrics:
-    """Returns the number of images, images/s, and the mean and deviation of each latent channel."""
+    """Returns the number of images, images/s, the mean and deviation of each latent channel, and the set's key.
+
+    Raises ValueError when the folder holds a part of the latents of other weights.
+    """
     images, out = stage.input("ingest") / "images", stage.folder
+    key = claim(stage)
     done = set(out.names(".parquet"))
     blocks = shard_numbers([int(name[5:10]) for name in images.names(".parquet") if name not in done])
     encode = Encode(stage.input("autoencoder"), stage.input("encoder"), stage.settings.latents.batch)
     total = stage.metrics_of("ingest")["images"]
     with bar("latents", total) as shown:
-        shown.to(read_table(out, ["image_id"]).num_rows)
+        shown.to(sum(row_count(out, name) for name in done))
         speed = stream(blocks, [(Read(images), {}), encode_operator(encode, stage.resources), (Write(out), {})], shown)
-    means = tensors(read_table(out, ["latent_mean"]), "latent_mean").astype(np.float32)
-    metrics: Metrics = {
-        "images": len(means),
-        "shape": list(means.shape[1:]),
-        "channel_mean": means.mean((0, 2, 3)).round(4).tolist(),
-        "channel_std": means.std((0, 2, 3)).round(4).tolist(),
-    }
-    assert len(means) == total, f"{len(means)} latents of {total} images"
-    return metrics | ({"images_per_second": speed} if speed else {})
+    statistics = channel_statistics(out)
+    assert statistics["images"] == total, f"{statistics['images']} latents of {total} images"
+    return statistics | {"key": key} | ({"images_per_second": speed} if speed else {})
+
+
+def claim(stage: Stage) -> str:
+    """Write down whose latents these are, or see that they are the same as before.
+
+    Returns:
+        The key of the set: a hash of both networks' weights and of the images they encode, which stand for the
+        preprocessing and the size.
+    """
+    told = hashlib.sha256(stage.record_of("ingest")["fingerprint"].encode())
+    for network in ("autoencoder", "encoder"):
+        model = stage.input(network) / "model"
+        for name in model.names():
+            told.update(hashlib.sha256(model.read(name)).digest())
+    key = told.hexdigest()[:16]
+    claimed = stage.folder.read_json("key.json") or {"key": key}
+    if claimed["key"] != key:
+        raise ValueError(f"{stage.folder.uri} holds a part of the latents of other weights (key {claimed['key']}, not "
+                         f"{key}): what lies in {stage.input('autoencoder').uri} or {stage.input('encoder').uri} was "
+                         "replaced; remove it to have all images encoded anew")
+    stage.folder.write_json("key.json", {"key": key})
+    return key
+
+
+def channel_statistics(out: Folder) -> Metrics:
+    """Number and shape of the latents, mean and deviation of each channel; one shard in memory at a time."""
+    count, shape, total, squares = 0, [], np.zeros(1), np.zeros(1)
+    for name in out.names(".parquet"):
+        values = tensors(read_shard(out, name, ["latent_mean"]), "latent_mean").astype(np.float64)
+        if len(values):
+            count, shape = count + len(values), list(values.shape[1:])
+            total = total + values.sum((0, 2, 3))
+            squares = squares + np.square(values).sum((0, 2, 3))
+    each = max(count, 1) * int(np.prod(shape[1:]))
+    mean = total / each
+    deviation = np.sqrt(np.maximum(squares / each - mean**2, 0))
+    return {"images": count, "shape": shape, "channel_mean": mean.round(4).tolist(),
+            "channel_std": deviation.round(4).tolist()}
 
 
 def encode_operator(encode: Encode, resources: Resources) -> tuple[Any, dict[str, Any]]:
-    """One actor per GPU; without GPUs one actor that uses the cores which Ray Data leaves to it."""
+    """One actor per GPU; without GPUs one per core or two, which wait for no thread of their own.
+
+    Such an actor reserves half of its cores: Ray Data needs the others to read and to write.
+    """
     from ray.data import ActorPoolStrategy
 
-    pool = ActorPoolStrategy(size=max(resources.gpus, 1))
-    return Encoding, {"compute": pool, "fn_constructor_args": (encode,), "num_cpus": 1,
-                      "ray_remote_args_fn": _give_up_after_3,
-                      **({"num_gpus": 1} if resources.gpus else {})}
+    actors = resources.gpus or min(resources.cpus, ACTORS)
+    threads = None if resources.gpus else resources.cpus_each(actors)
+    reserved = {"num_gpus": 1, "num_cpus": 1} if threads is None else {"num_cpus": threads / 2}
+    return Encoding, {"compute": ActorPoolStrategy(size=actors), "fn_constructor_args": (encode, threads),
+                      "ray_remote_args_fn": _give_up_after_3, **reserved}
 
 
 def _give_up_after_3() -> dict[str, int]:
@@ -83,14 +125,17 @@ class Encode:
 class Encoding:
     """Ray Data actor: decoded images to latents (posterior mean and log-variance) and embeddings."""
 
-    def __init__(self, encode: Encode) -> None:
+    def __init__(self, encode: Encode, threads: int | None) -> None:
         import torch
 
         from cluster.session import device, use_all_cores
         from pipelines.generator.autoencoder import load_autoencoder
         from pipelines.generator.encoder import load_encoder
 
-        use_all_cores()
+        if threads is None:
+            use_all_cores()
+        else:
+            torch.set_num_threads(threads)
         layout = torch.channels_last
         self.autoencoder = load_autoencoder(encode.autoencoder).to(device(), memory_format=layout)
         self.encoder = load_encoder(encode.encoder).to(device())
@@ -119,9 +164,9 @@ class Encoding:
         with torch.no_grad(), autocast():
             for start in range(0, len(images), self.batch):
                 posterior = self.autoencoder.encode(in_range(images[start : start + self.batch], self.autoencoder))
-                means.append(posterior.latent_dist.mean.half().cpu())
-                logvars.append(posterior.latent_dist.logvar.half().cpu())
-        return {"latent_mean": torch.cat(means).numpy(), "latent_logvar": torch.cat(logvars).numpy()}
+                means.append(posterior.latent_dist.mean.half())
+                logvars.append(posterior.latent_dist.logvar.half())
+        return {"latent_mean": torch.cat(means).cpu().numpy(), "latent_logvar": torch.cat(logvars).cpu().numpy()}
 
 
 class Write:

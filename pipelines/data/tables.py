@@ -50,6 +50,12 @@ def read_shard(folder: Folder, name: str, columns: Sequence[str] | None = None) 
         return pq.ParquetFile(file).read(list(columns))
 
 
+def row_count(folder: Folder, name: str) -> int:
+    """Rows of one shard, by its footer."""
+    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
+        return pq.read_metadata(file).num_rows
+
+
 def read_table(folder: Folder, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
     """All shards in order, as one table.  Only rows of `split` where it is given."""
     wanted = None if columns is None else list(dict.fromkeys([*columns, *(["split"] if split else [])]))

@@ -178,8 +178,8 @@ def koleo(features: Tensor) -> Tensor:
 def embed(model: Encoder, images: np.ndarray, batch: int) -> Tensor:
     """Embeddings (N, D) float32 on the host of uint8 images (N, 1, H, W)."""
     with autocast():
-        parts = [model.embed(to_device(images[i : i + batch], device())).cpu() for i in range(0, len(images), batch)]
-    return torch.cat(parts)
+        parts = [model.embed(to_device(images[i : i + batch], device())) for i in range(0, len(images), batch)]
+    return torch.cat(parts).cpu()
 
 
 def effective_rank(embeddings: Tensor) -> float:

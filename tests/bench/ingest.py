@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
-from report import emit
+from report import Clock, emit
 
 from cluster.session import session
 from pipelines.compose import load_settings
@@ -74,22 +74,6 @@ class Pool:
         start = time.perf_counter()
         self.pool.map(self.function, [(path, self.target, self.settings) for path in films], chunksize=64)
         return len(films) / (time.perf_counter() - start)
-
-
-class Clock:
-    """Notes when which number of images is done, in the place of a progress bar."""
-
-    def __init__(self) -> None:
-        self.n, self.seen = 0, []
-
-    def add(self, rows: int) -> None:
-        self.n += rows
-        self.seen.append((time.perf_counter(), self.n))
-
-    def steady(self) -> float:
-        """Images/s while every core is at work: from the second finished shard to the last but one."""
-        (start, before), (stop, after) = self.seen[1], self.seen[-2]
-        return (after - before) / (stop - start)
 
 
 def through_ray(stage: Stage, turn: int) -> float:

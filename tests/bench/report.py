@@ -15,6 +15,22 @@ def emit(bench: str, ratio: float, goal: float, **figures: Any) -> None:
           flush=True)
 
 
+class Clock:
+    """Notes when which number of images is done, in the place of a progress bar."""
+
+    def __init__(self) -> None:
+        self.n, self.seen = 0, []
+
+    def add(self, rows: int) -> None:
+        self.n += rows
+        self.seen.append((time.perf_counter(), self.n))
+
+    def steady(self) -> float:
+        """Images/s while every core is at work: from the second finished shard to the last but one."""
+        (start, before), (stop, after) = self.seen[1], self.seen[-2]
+        return (after - before) / (stop - start)
+
+
 def alternate(ours: Callable[[], int], baseline: Callable[[], int], rounds: int) -> tuple[float, float, float]:
     """Median of the ratios of neighbouring runs, and median images/s of both.
 
