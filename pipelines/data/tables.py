@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cluster.storage import Folder
 
-READERS = 4  # shards read side by side, for a file system far away
+READERS = 8  # shards read side by side, for a file system far away
 
 
 def shard_name(index: int) -> str:
@@ -27,9 +26,14 @@ def write_shard(folder: Folder, index: int, table: pa.Table, replace: bool = Tru
 
 
 def write_file(folder: Folder, name: str, table: pa.Table, replace: bool = True) -> None:
-    """Commit a table as one Parquet file, which `read_shard` reads."""
+    """Commit a table as one Parquet file, which `read_shard` reads.
+
+    Tensors of half precision stay uncompressed and out of dictionaries: they would be 8 % smaller and take eight times
+    as long to read.
+    """
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    tensor = any(isinstance(field.type, pa.FixedShapeTensorType) for field in table.schema)
+    pq.write_table(table, buffer, compression="none" if tensor else "zstd", use_dictionary=not tensor)
     folder.write(name, buffer.getvalue(), replace)
 
 
@@ -47,7 +51,7 @@ def read_shard(folder: Folder, name: str, columns: Sequence[str] | None = None) 
     if columns is None:
         return pq.read_table(pa.BufferReader(folder.read(name)))
     with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:  # only the bytes of these columns
-        return pq.ParquetFile(file).read(list(columns))
+        return pq.ParquetFile(file, pre_buffer=True).read(list(columns))
 
 
 def row_count(folder: Folder, name: str) -> int:
@@ -88,26 +92,33 @@ def tensors(table: pa.Table, column: str) -> np.ndarray:
 
 def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], split: str) \
         -> tuple[dict[str, np.ndarray], pa.Table]:
-    """One split of a table with fixed-shape tensor columns, shards read side by side and each value copied once.
+    """One split of a table with fixed-shape tensor columns, shards read side by side and no value held twice.
 
     Returns:
         The columns `names` as arrays (N, …), and the columns `others` as a table, in the order of the shards.
     """
-    def read(name: str) -> tuple[list[Any], pa.Table]:
-        shard = read_shard(folder, name, [*names, *others, "split"])
-        rows = np.asarray(pc.equal(shard["split"], split))
-        values = [tensors(shard, column) for column in names]
-        return values if rows.all() else [value[rows] for value in values], shard.select(others).filter(rows)
-
+    shards = folder.names(".parquet")
     with ThreadPoolExecutor(READERS) as pool:
-        parts = list(pool.map(read, folder.names(".parquet")))
-    arrays = {}
-    for k, column in enumerate(names):
-        found = [values[k] for values, _ in parts if len(values[k])]
-        arrays[column] = np.concatenate(found) if found else np.zeros((0,), np.float16)
-        for values, _ in parts:
-            values[k] = None  # freed, so that two copies of one column are the most there is
-    return arrays, pa.concat_tables([told for _, told in parts]).combine_chunks()
+        told = list(pool.map(lambda name: read_shard(folder, name, [*others, "split"]), shards))
+        chosen = [np.asarray(pc.equal(shard["split"], split)) for shard in told]
+        starts = np.cumsum([0, *(rows.sum() for rows in chosen)])
+        arrays = {name: np.zeros((0,), np.float16) for name in names}
+        if shards:
+            with folder.filesystem.open_input_file(f"{folder.path}/{shards[0]}") as file:
+                schema = pq.read_schema(file)
+            for name in names:
+                kind = schema.field(name).type
+                arrays[name] = np.empty((starts[-1], *kind.shape), kind.value_type.to_pandas_dtype())
+
+        def fill(index: int) -> None:
+            shard, rows = read_shard(folder, shards[index], names), chosen[index]
+            for name in names:
+                values = tensors(shard, name)
+                arrays[name][starts[index] : starts[index + 1]] = values if rows.all() else values[rows]
+
+        list(pool.map(fill, [index for index, rows in enumerate(chosen) if rows.any()]))
+    kept = [shard.select(others).filter(rows) for shard, rows in zip(told, chosen, strict=True)]
+    return arrays, pa.concat_tables(kept).combine_chunks()
 
 
 def known_labels(table: pa.Table) -> list[str]:
