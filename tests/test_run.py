@@ -173,13 +173,13 @@ def test_the_published_corpus_opens_with_its_images_decoded(finished, tmp_path):
 
 
 @pytest.mark.ray
-def test_a_second_run_does_nothing_and_a_training_setting_redoes_train_and_what_follows(copied):
+def test_a_second_run_does_nothing_and_a_changed_setting_redoes_its_stage_and_what_follows(copied):
     before = {stage: record(copied, stage)["started"] for stage in STAGES}
     assert "nothing to do" in run(copied)
     assert {stage: record(copied, stage)["started"] for stage in STAGES} == before
-    run(copied, "trainer.lr=1e-4")
+    run(copied, "evaluate.n=30")
     changed = [stage for stage in STAGES if record(copied, stage)["started"] != before[stage]]
-    assert changed == ["train", "sample", "evaluate", "finetune", "report", "publish"]
+    assert changed == ["evaluate", "report", "publish"]
 
 
 @pytest.mark.ray
