@@ -57,9 +57,9 @@ def claim(stage: Stage) -> str:
     key = told.hexdigest()[:16]
     claimed = stage.folder.read_json("key.json") or {"key": key}
     if claimed["key"] != key:
-        raise ValueError(f"{stage.folder.uri} holds a part of the latents of other weights (key {claimed['key']}, not "
-                         f"{key}): what lies in {stage.input('autoencoder').uri} or {stage.input('encoder').uri} was "
-                         "replaced; remove it to have all images encoded anew")
+        raise ValueError(f"{stage.folder.uri} was begun as latents of other weights (key {claimed['key']}, not {key}): "
+                         f"what lies in {stage.input('autoencoder').uri} or {stage.input('encoder').uri} was replaced; "
+                         "remove the folder to have all images encoded anew")
     stage.folder.write_json("key.json", {"key": key})
     return key
 
