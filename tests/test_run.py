@@ -145,6 +145,22 @@ def test_no_pixel_of_val_or_test_reaches_what_learns(tmp_path):
 
 
 @pytest.mark.ray
+def test_the_latents_report_tells_what_the_tables_hold(finished):
+    from cluster.storage import Folder
+    from pipelines.evaluate.latents_report import latents_report
+
+    told = latents_report(Folder(str(finished / "run")))
+    latents = table(finished, "latents")
+    train = np.array([split == "train" for split in latents["split"]])
+    mean, logvar = (np.stack(latents[name]).reshape(len(train), 4, -1)[train].astype(np.float64)
+                    for name in ("latent_mean", "latent_logvar"))
+    kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum((1, 2)).mean()
+    norms = np.linalg.norm(np.stack(latents["embedding"])[train].astype(np.float64), axis=1)
+    for figure in (f"{train.sum():,}", f"{kl:.1f}", f"{norms.mean():.2f}", *(f"{m:.3f}" for m in mean.mean((0, 2)))):
+        assert figure in told, f"{figure} is not in\n{told}"
+
+
+@pytest.mark.ray
 def test_the_published_generator_samples_without_this_project(finished, tmp_path):
     script = f"""
 import sys

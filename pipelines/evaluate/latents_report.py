@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from monai.metrics import compute_ms_ssim
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from cluster.session import device
 from cluster.storage import Folder
-from pipelines.data.tables import pixels, read_table, tensors
+from pipelines.data.tables import pixels, read_shard, tensors
 from pipelines.evaluate.diversity import KERNEL, scale_weights
 from pipelines.generator.autoencoder import load_autoencoder, pictures
 from pipelines.generator.encoder import effective_rank
 
-IMAGES = 512  # of the test split, decoded for PSNR and MS-SSIM
-EMBEDDINGS = 10_000  # of the train split, at most
+SHARDS = 32  # evenly spread over the set, and looked at whole
+IMAGES = 512  # of their test images, decoded for PSNR and MS-SSIM
 BATCH = 64
 
 
 def latents_report(run: Folder) -> str:
     """Channel statistics, KL, reconstruction and embedding statistics of the run in a folder, as a table of text."""
-    train = read_table(run / "latents", ["latent_mean", "latent_logvar", "embedding"], "train")
-    step = max(1, -(-train.num_rows // EMBEDDINGS))
-    mean, logvar, embedding = (torch.from_numpy(tensors(train, name)[::step].astype(np.float32))
+    names = (run / "latents").names(".parquet")
+    names = names[:: -(-len(names) // SHARDS)]
+    columns = ["image_id", "latent_mean", "latent_logvar", "embedding", "split"]
+    table = pa.concat_tables([read_shard(run / "latents", name, columns) for name in names])
+    train, test = (table.filter(pc.field("split") == split) for split in ("train", "test"))
+    mean, logvar, embedding = (torch.from_numpy(tensors(train, name).astype(np.float32))
                                for name in ("latent_mean", "latent_logvar", "embedding"))
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2, 3))
-    psnr, ms_ssim, shown = _reconstruction(run)
+    psnr, ms_ssim, shown = _reconstruction(run, names, test.slice(0, IMAGES))
     norms = embedding.norm(dim=1)
     lines = [
-        f"latents of {train.num_rows:,} train images, {' x '.join(map(str, mean.shape[1:]))}; {len(mean):,} looked at",
+        f"latents of {' x '.join(map(str, mean.shape[1:]))}; {len(mean):,} of the train split looked at",
         "",
         "channel       mean       std   posterior std",
         *(f"{k:>7} {mean[:, k].mean():>10.3f} {mean[:, k].std():>9.3f} {(0.5 * logvar[:, k]).exp().mean():>15.4f}"
@@ -43,12 +48,13 @@ def latents_report(run: Folder) -> str:
     return "\n".join(lines)
 
 
-def _reconstruction(run: Folder) -> tuple[float, float, int]:
-    """PSNR (dB) and MS-SSIM between test images and what the autoencoder makes of their cached latents."""
-    images = read_table(run / "ingest" / "images", ["image_id", "image"], "test")
-    cached = read_table(run / "latents", ["image_id", "latent_mean"], "test").slice(0, IMAGES)
-    place = {image_id: k for k, image_id in enumerate(images["image_id"].to_pylist())}
-    real = torch.from_numpy(pixels(images.take([place[i] for i in cached["image_id"].to_pylist()]))).float()
+def _reconstruction(run: Folder, names: list[str], cached: pa.Table) -> tuple[float, float, int]:
+    """PSNR (dB) and MS-SSIM between images of these shards and what the autoencoder makes of their cached latents."""
+    shards = [read_shard(run / "ingest" / "images", name, ["image_id", "image"]) for name in names]
+    images = pa.concat_tables([shard.filter(pc.is_in(shard["image_id"], cached["image_id"].combine_chunks()))
+                               for shard in shards])
+    images = images.take(pc.index_in(cached["image_id"], images["image_id"].combine_chunks()))
+    real = torch.from_numpy(pixels(images)).float()
     means = torch.from_numpy(tensors(cached, "latent_mean").astype(np.float32))
     model = load_autoencoder(run / "autoencoder").to(device())
     found = torch.cat([pictures(model, means[k : k + BATCH].to(device())) for k in range(0, len(means), BATCH)]) * 255
