@@ -29,7 +29,7 @@ endif
 test: setup ## All tests but the slow ones
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-slow: setup ## Both demos whole, with their goals: three quarters of an hour
+test-slow: setup ## Both demos whole, with their goals, and two ZeRO-2 workers: three quarters of an hour
 	$(BIN)/python -m pytest -m slow
 
 lint: setup ## Style and types

@@ -219,7 +219,7 @@ def test_sigkill_in_ingest_latents_train_and_sample_changes_nothing(finished, tm
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_engine.py has both
 def test_two_workers_train_save_resume_export_and_reload(copied, finished, stage):
     shutil.rmtree(copied / "run" / "train")
     sharding = ("trainer.workers=2", f"trainer.zero_stage={stage}", "trainer.zero3_persistence=0")
