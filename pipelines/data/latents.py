@@ -36,7 +36,8 @@ def latents(stage: Stage) -> Metrics:
     total = stage.metrics_of("ingest")["images"]
     with bar("latents", total) as shown:
         shown.to(sum(row_count(out, name) for name in done))
-        speed = stream(blocks, [(Read(images), {}), encode_operator(encode, stage.resources), (Write(out), {})], shown)
+        encoding = encode_operator(encode, stage.resources, len(blocks))
+        speed = stream(blocks, [(Read(images), {}), encoding, (Write(out), {})], shown)
     statistics = channel_statistics(out)
     assert statistics["images"] == total, f"{statistics['images']} latents of {total} images"
     return statistics | {"key": key} | ({"images_per_second": speed} if speed else {})
@@ -80,14 +81,14 @@ def channel_statistics(out: Folder) -> Metrics:
             "channel_std": deviation.round(4).tolist()}
 
 
-def encode_operator(encode: Encode, resources: Resources) -> tuple[Any, dict[str, Any]]:
-    """One actor per GPU; without GPUs one per core or two, which wait for no thread of their own.
+def encode_operator(encode: Encode, resources: Resources, shards: int) -> tuple[Any, dict[str, Any]]:
+    """One actor per GPU; without GPUs one per core or two, which wait for no thread of their own; none without a shard.
 
     Such an actor reserves half of its cores: Ray Data needs the others to read and to write.
     """
     from ray.data import ActorPoolStrategy
 
-    actors = resources.gpus or min(resources.cpus, ACTORS)
+    actors = max(1, min(resources.gpus or min(resources.cpus, ACTORS), shards))
     threads = None if resources.gpus else resources.cpus_each(actors)
     reserved = {"num_gpus": 1, "num_cpus": 1} if threads is None else {"num_cpus": threads / 2}
     return Encoding, {"compute": ActorPoolStrategy(size=actors), "fn_constructor_args": (encode, threads),

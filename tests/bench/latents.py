@@ -42,7 +42,7 @@ def through_ray(root: Folder, encode: Encode, resources: Resources) -> float:
     """Images/s of Ray Data's operators."""
     clock = Clock()
     stream(shard_numbers(range(SHARDS)),
-           [(Read(root / "images"), {}), encode_operator(encode, resources), (Write(root / "latents"), {})], clock)
+           [(Read(root / "images"), {}), encode_operator(encode, resources, SHARDS), (Write(root / "latents"), {})], clock)
     return clock.steady()
 
 
