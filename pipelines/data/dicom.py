@@ -7,7 +7,7 @@ PatientID and StudyInstanceUID as salted hashes and ViewPosition.
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,14 @@ CROSS_SECTIONAL = ("CT", "MR", "PT", "NM", "US")  # modalities whose images are 
 
 def is_dicom(content: bytes) -> bool:
     return content[128:132] == b"DICM" or content[:2] in (b"\x02\x00", b"\x08\x00")  # the first group, with no head
+
+
+def read_header(stream: Any, **options: Any) -> Dataset:
+    """`pydicom.dcmread` of a file with or without a head; values against DICOM's rules are common, and not told."""
+    from pydicom import config, dcmread
+
+    config.settings.reading_validation_mode = config.IGNORE
+    return dcmread(stream, force=True, **options)
 
 
 def read_dicom(content: bytes, settings: Data) -> Picture:
@@ -46,11 +54,12 @@ def read_dicom(content: bytes, settings: Data) -> Picture:
 
 
 def _header(content: bytes) -> tuple[Dataset, int, int]:
-    import pydicom
     from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     try:
-        dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+        dataset = read_header(io.BytesIO(content))
+        if "Columns" not in dataset or "Rows" not in dataset:
+            raise ValueError("its header holds none, or breaks off")
         width, height, frames = int(dataset.Columns), int(dataset.Rows), int(dataset.get("NumberOfFrames") or 1)
         if not dataset.file_meta.get("TransferSyntaxUID"):  # written before files had a head of their own
             implicit = dataset.original_encoding[0]

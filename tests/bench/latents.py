@@ -41,8 +41,8 @@ def make_inputs(root: Folder, settings) -> None:
 def through_ray(root: Folder, encode: Encode, resources: Resources) -> float:
     """Images/s of Ray Data's operators."""
     clock = Clock()
-    stream(shard_numbers(range(SHARDS)),
-           [(Read(root / "images"), {}), encode_operator(encode, resources, SHARDS), (Write(root / "latents"), {})], clock)
+    encoding = encode_operator(encode, resources, SHARDS)
+    stream(shard_numbers(range(SHARDS)), [(Read(root / "images"), {}), encoding, (Write(root / "latents"), {})], clock)
     return clock.steady()
 
 

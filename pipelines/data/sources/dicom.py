@@ -39,7 +39,7 @@ class _Stream(io.BufferedReader):
 
 
 def _image(tree: Tree, path: str) -> Image | None:
-    import pydicom
+    from pipelines.data.dicom import read_header
 
     if path.rsplit("/", 1)[-1].upper() == "DICOMDIR":
         return None
@@ -51,7 +51,7 @@ def _image(tree: Tree, path: str) -> Image | None:
                     or path.lower().endswith((".dcm", ".dicom"))):
                 return None
             stream.seek(0)
-            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=TAGS)
+            header = read_header(stream, stop_before_pixels=True, specific_tags=TAGS)
             patient, study, view = (str(header.get(tag) or "").strip() or None for tag in TAGS)
     except Exception:  # pydicom raises many kinds
         return Image(path)
