@@ -164,23 +164,47 @@ class Denoiser:
 
 @dataclass
 class Objective:
-    prediction: str = "v_prediction"  # v_prediction | epsilon | sample, as diffusers names them
+    process: str = "diffusion"  # diffusion | edm (Karras et al. 2022) | flow (rectified flow, Liu et al. 2022)
+    distance: str = "l2"  # l2 | l1 | huber, between prediction and target
+    huber_delta: float = 1.0  # beyond it the Huber distance is linear
+    levels: str | None = None  # uniform | logit_normal | log_normal noise levels; null: the usual of the process
+    level_mean: float | None = None  # of the normal that the levels come of; null: the usual of the process
+    level_std: float | None = None
+    prediction: str = "v_prediction"  # of diffusion: v_prediction | epsilon | sample, as diffusers names them
     schedule: str = "scaled_linear"
     timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
     min_snr: float | None = 5.0  # Hang et al. 2023, arXiv 2303.09556; null weights all noise levels alike
+    sigma_min: float = 0.002  # of edm: where sampling ends and begins
+    sigma_max: float = 80.0
     drop_all: float = 0.1  # share of images without any condition, as guidance's other side needs it
     drop_embedding: float = 0.05  # of the others, each condition alone
     drop_labels: float = 0.05
 
     def check(self) -> None:
+        require(self.process in LEVELS, "objective.process", self.process, f"must be one of {', '.join(LEVELS)}")
+        require(self.distance in ("l2", "l1", "huber"), "objective.distance", self.distance, "must be l2, l1 or huber")
+        known = LEVELS[self.process]
+        require(self.levels is None or self.levels in known, "objective.levels", self.levels,
+                f"must be {' or '.join(known)} where objective.process={self.process}")
         require(self.prediction in ("v_prediction", "epsilon", "sample"), "objective.prediction", self.prediction,
                 "must be v_prediction, epsilon or sample")
-        positive("objective", self, "timesteps", "beta_start", "beta_end", "min_snr")
+        positive("objective", self, "timesteps", "beta_start", "beta_end", "min_snr", "huber_delta", "level_std",
+                 "sigma_min")
+        require(self.sigma_max > self.sigma_min, "objective.sigma_max", self.sigma_max,
+                "must be above objective.sigma_min")
         require(self.schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"), "objective.schedule", self.schedule,
                 "must be linear, scaled_linear or squaredcos_cap_v2")
         fraction("objective", self, "drop_all", "drop_embedding", "drop_labels")
+
+
+# The noise levels of each process, and the mean and deviation of the normal they come of.
+LEVELS: dict[str, dict[str, tuple[float, float]]] = {
+    "diffusion": {"uniform": (0.0, 1.0), "logit_normal": (0.0, 1.0)},
+    "edm": {"log_normal": (0.3, 1.0)},  # of log sigma: EDM2's -0.4 at a deviation of 0.5, for data of 1
+    "flow": {"logit_normal": (0.0, 1.0), "uniform": (0.0, 1.0)},  # Esser et al. 2024, arXiv 2403.03206
+}
 
 
 @dataclass

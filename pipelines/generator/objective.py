@@ -1,15 +1,30 @@
-"""What the denoiser learns: the noise schedule, the target, the weights, and what is dropped from the condition."""
+"""What the denoiser learns: a noise process, the distance to its target, and what is dropped from the condition.
+
+A process mixes clean latents of unit variance with noise at a level, says what the network is to predict of the
+mixture, and which diffusers scheduler samples from a network that predicts it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    SchedulerMixin,
+)
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipelines.generator.fit import step_seed
+from pipelines.settings import LEVELS
 from pipelines.settings import Objective as ObjectiveSettings
+
+SIGMA_DATA = 1.0  # latents are scaled to it
 
 
 @dataclass(frozen=True)
@@ -18,20 +33,32 @@ class Draw:
 
     posterior: Tensor  # standard normal (B, c, h, w): where in the autoencoder's posterior the latent lies
     noise: Tensor  # standard normal (B, c, h, w)
-    timesteps: Tensor  # int64 (B,)
+    level: Tensor  # uniform in [0, 1) (B,): the quantile of the noise level
     drop_embedding: Tensor  # bool (B,)
     drop_labels: Tensor  # bool (B,)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What the network is given and what it is to answer."""
+
+    noisy: Tensor  # (B, c, h, w)
+    timesteps: Tensor  # (B,), as the sampling scheduler counts them
+    target: Tensor  # (B, c, h, w)
+    weight: Tensor  # (B,)
+
+
+class Process(Protocol):
+    def task(self, latents: Tensor, noise: Tensor, level: Tensor) -> Task: ...
+    def scheduler(self) -> SchedulerMixin: ...
+
+
 class Objective:
-    """Gaussian diffusion with a diffusers schedule."""
+    """A process, and the distance between what the network answers and what it should."""
 
     def __init__(self, settings: ObjectiveSettings, device: str) -> None:
         self.settings, self.device = settings, device
-        self.scheduler = training_scheduler(settings)
-        signal = self.scheduler.alphas_cumprod.to(device)
-        self.scheduler.alphas_cumprod = signal
-        self.snr = signal / (1 - signal)
+        self.process = process(settings, device)
 
     def draw(self, shape: tuple[int, ...], seed: int, cursor: int, rank: int = 0, world: int = 1) -> Draw:
         """This rank's share of what the step at `cursor` images draws for a global batch of `shape` (B, c, h, w)."""
@@ -49,23 +76,77 @@ class Objective:
         return Draw(
             posterior=normal(),
             noise=normal(),
-            timesteps=(uniform() * settings.timesteps).long(),
+            level=uniform(),
             drop_embedding=drop_all | (uniform() < settings.drop_embedding),
             drop_labels=drop_all | (uniform() < settings.drop_labels),
         )
 
-    def loss(self, model: nn.Module, latents: Tensor, embedding: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-        """Weighted mean squared error of the prediction for clean `latents` (B, c, h, w) of unit variance."""
-        noisy = self.scheduler.add_noise(latents, draw.noise, draw.timesteps)
-        target = {
-            "epsilon": lambda: draw.noise,
-            "sample": lambda: latents,
-            "v_prediction": lambda: self.scheduler.get_velocity(latents, draw.noise, draw.timesteps),
-        }[self.settings.prediction]()
+    def losses(self, model: nn.Module, latents: Tensor, embedding: Tensor, labels: Tensor, draw: Draw) -> Tensor:
+        """Weighted distances (B,) of the predictions for clean `latents` (B, c, h, w) of unit variance."""
+        task = self.process.task(latents, draw.noise, draw.level)
         dtype = next(model.parameters()).dtype
-        predicted = model(noisy.to(dtype), draw.timesteps, (embedding, labels, draw.drop_embedding, draw.drop_labels))
-        error = (predicted.float() - target).square().mean((1, 2, 3))
-        return (error * self.weight(draw.timesteps)).mean()
+        predicted = model(task.noisy.to(dtype), task.timesteps,
+                          (embedding, labels, draw.drop_embedding, draw.drop_labels)).float()
+        distance = {
+            "l2": lambda: F.mse_loss(predicted, task.target, reduction="none"),
+            "l1": lambda: F.l1_loss(predicted, task.target, reduction="none"),
+            "huber": lambda: F.huber_loss(predicted, task.target, reduction="none", delta=self.settings.huber_delta),
+        }[self.settings.distance]()
+        return distance.flatten(1).mean(1) * task.weight
+
+
+def process(settings: ObjectiveSettings, device: str) -> Process:
+    """The noise process of the settings, its tables on `device`."""
+    kinds: dict[str, Callable[[ObjectiveSettings, str], Process]] = {"diffusion": Diffusion, "edm": Edm, "flow": Flow}
+    return kinds[settings.process](settings, device)
+
+
+def _normal(settings: ObjectiveSettings, level: Tensor) -> Tensor:
+    """Quantiles of the normal that the noise levels come of."""
+    usual = LEVELS[settings.process][_levels(settings)]
+    mean = usual[0] if settings.level_mean is None else settings.level_mean
+    std = usual[1] if settings.level_std is None else settings.level_std
+    return mean + std * torch.special.ndtri(level.clamp(1e-6, 1 - 1e-6))
+
+
+def _levels(settings: ObjectiveSettings) -> str:
+    return settings.levels or next(iter(LEVELS[settings.process]))
+
+
+def _unit(settings: ObjectiveSettings, level: Tensor) -> Tensor:
+    """Levels in [0, 1): uniform, or the sigmoid of a normal (Esser et al. 2024, arXiv 2403.03206)."""
+    return level if _levels(settings) == "uniform" else _normal(settings, level).sigmoid()
+
+
+class Diffusion:
+    """Gaussian diffusion in discrete steps (Ho et al. 2020), with zero terminal SNR where the target allows it, so that
+    sampling starts from what training ended with and brightness is free (Lin et al. 2023, arXiv 2305.08891)."""
+
+    def __init__(self, settings: ObjectiveSettings, device: str) -> None:
+        self.settings = settings
+        self.training = DDPMScheduler(
+            num_train_timesteps=settings.timesteps,
+            beta_schedule=settings.schedule,
+            beta_start=settings.beta_start,
+            beta_end=settings.beta_end,
+            prediction_type=settings.prediction,
+            rescale_betas_zero_snr=settings.prediction != "epsilon",
+            timestep_spacing="trailing",
+            clip_sample=False,
+        )
+        signal = self.training.alphas_cumprod.to(device)
+        self.training.alphas_cumprod = signal
+        self.snr = signal / (1 - signal)
+
+    def task(self, latents: Tensor, noise: Tensor, level: Tensor) -> Task:
+        steps = self.settings.timesteps
+        timesteps = (_unit(self.settings, level) * steps).long().clamp(max=steps - 1)
+        target = {
+            "epsilon": lambda: noise,
+            "sample": lambda: latents,
+            "v_prediction": lambda: self.training.get_velocity(latents, noise, timesteps),
+        }[self.settings.prediction]()
+        return Task(self.training.add_noise(latents, noise, timesteps), timesteps, target, self.weight(timesteps))
 
     def weight(self, timesteps: Tensor) -> Tensor:
         """min-SNR-gamma weights (B,) for the chosen prediction (Hang et al. 2023, arXiv 2303.09556).
@@ -83,22 +164,44 @@ class Objective:
             "v_prediction": (snr + 1).clamp(max=self.settings.min_snr) / (snr + 1),
         }[self.settings.prediction]
 
-
-def training_scheduler(settings: ObjectiveSettings) -> DDPMScheduler:
-    """With zero terminal SNR where the target allows it, so that sampling starts from what training ended with and
-    brightness is free (Lin et al. 2023, arXiv 2305.08891)."""
-    return DDPMScheduler(
-        num_train_timesteps=settings.timesteps,
-        beta_schedule=settings.schedule,
-        beta_start=settings.beta_start,
-        beta_end=settings.beta_end,
-        prediction_type=settings.prediction,
-        rescale_betas_zero_snr=settings.prediction != "epsilon",
-        timestep_spacing="trailing",
-        clip_sample=False,
-    )
+    def scheduler(self) -> SchedulerMixin:
+        """DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) on the schedule that was trained."""
+        return DPMSolverMultistepScheduler.from_config(self.training.config, algorithm_type="dpmsolver++")
 
 
-def sampling_scheduler(settings: ObjectiveSettings) -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) on the schedule that was trained."""
-    return DPMSolverMultistepScheduler.from_config(training_scheduler(settings).config, algorithm_type="dpmsolver++")
+class Edm:
+    """EDM preconditioning (Karras et al. 2022, arXiv 2206.00364): input, output and loss of unit variance at every
+    noise level, whose logarithm is normal."""
+
+    def __init__(self, settings: ObjectiveSettings, device: str) -> None:
+        self.settings = settings
+
+    def task(self, latents: Tensor, noise: Tensor, level: Tensor) -> Task:
+        sigma = _normal(self.settings, level).exp()
+        wide = sigma.view(-1, 1, 1, 1)
+        both = wide.square() + SIGMA_DATA**2
+        noisy = latents + wide * noise
+        skip, out = SIGMA_DATA**2 / both, wide * SIGMA_DATA / both.sqrt()
+        return Task(noisy / both.sqrt(), sigma.log() / 4, (latents - skip * noisy) / out, torch.ones_like(sigma))
+
+    def scheduler(self) -> SchedulerMixin:
+        return EDMDPMSolverMultistepScheduler(sigma_min=self.settings.sigma_min, sigma_max=self.settings.sigma_max,
+                                              sigma_data=SIGMA_DATA)
+
+
+class Flow:
+    """Rectified flow (Liu et al. 2022, arXiv 2209.03003): straight lines from data to noise, and their velocity."""
+
+    def __init__(self, settings: ObjectiveSettings, device: str) -> None:
+        self.settings = settings
+
+    def task(self, latents: Tensor, noise: Tensor, level: Tensor) -> Task:
+        share = _unit(self.settings, level)
+        wide = share.view(-1, 1, 1, 1)
+        return Task((1 - wide) * latents + wide * noise, share * self.settings.timesteps, noise - latents,
+                    torch.ones_like(share))
+
+    def scheduler(self) -> SchedulerMixin:
+        return DPMSolverMultistepScheduler(num_train_timesteps=self.settings.timesteps, use_flow_sigmas=True,
+                                           prediction_type="flow_prediction", algorithm_type="dpmsolver++",
+                                           timestep_spacing="trailing")

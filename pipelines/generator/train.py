@@ -22,7 +22,7 @@ from pipelines.generator import checkpoint
 from pipelines.generator.denoiser import Denoiser, build
 from pipelines.generator.engine import Engine
 from pipelines.generator.fit import warmup_cosine
-from pipelines.generator.objective import Objective, sampling_scheduler
+from pipelines.generator.objective import Objective, process
 from pipelines.generator.reader import Batch, Reader
 from pipelines.progress import Journal, follow, read_journal, say
 from pipelines.settings import Settings
@@ -128,7 +128,7 @@ def work(config: dict[str, Any]) -> None:
         size = batch.stop - batch.start
         draw = objective.draw((size, *reader.latent), seed, batch.start, rank, world)
         latents = (batch.mean + (0.5 * batch.logvar).exp() * draw.posterior - mean) / std
-        loss = objective.loss(engine.module, latents, batch.embedding, batch.labels, draw)
+        loss = objective.losses(engine.module, latents, batch.embedding, batch.labels, draw).mean()
         rate = warmup_cosine(batch.start / trainer.images, min(trainer.warmup_images / trainer.images, 1),
                              trainer.final_lr_fraction)
         engine.step(loss, trainer.lr * rate, size, batch.stop)
@@ -232,7 +232,7 @@ def export(stage: Stage, last: Folder) -> int:
             aside / "generator",
             vae=load_autoencoder(stage.input("autoencoder")),
             unet=denoiser.unet,
-            scheduler=sampling_scheduler(stage.settings.objective),
+            scheduler=process(stage.settings.objective, "cpu").scheduler(),
             conditioner=denoiser.conditioner,
             encoder=load_encoder(stage.input("encoder")),
             num_inference_steps=stage.settings.sample.steps,

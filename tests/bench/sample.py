@@ -15,7 +15,7 @@ from pipelines.generator.autoencoder import build as build_autoencoder
 from pipelines.generator.components.encoder import Encoder
 from pipelines.generator.denoiser import build
 from pipelines.generator.export import load_pipeline, save_pipeline
-from pipelines.generator.objective import sampling_scheduler
+from pipelines.generator.objective import process
 from synth.sampler import Sampler
 from synth.strategies import Condition
 
@@ -28,7 +28,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as aside:
         denoiser = build(settings.denoiser, LATENT, WIDTH, ["a", "b"])
         save_pipeline(Path(aside), vae=build_autoencoder(settings.autoencoder, settings.data.size), unet=denoiser.unet,
-                      scheduler=sampling_scheduler(settings.objective), conditioner=denoiser.conditioner,
+                      scheduler=process(settings.objective, "cpu").scheduler(), conditioner=denoiser.conditioner,
                       encoder=Encoder(options=settings.encoder.options), num_inference_steps=steps,
                       guidance_scale=guidance)
         sampler = Sampler(Folder(aside), steps, guidance, batch)

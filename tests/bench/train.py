@@ -35,13 +35,13 @@ def main() -> None:
         nonlocal cursor
         draw = objective.draw((batch, *LATENT), 0, cursor)
         cursor += batch
-        engine.step(objective.loss(engine.module, latents, embedding, labels, draw), 1e-3, batch, cursor)
+        engine.step(objective.losses(engine.module, latents, embedding, labels, draw).mean(), 1e-3, batch, cursor)
         return batch
 
     def baseline() -> int:
         draw = objective.draw((batch, *LATENT), 0, cursor)
         with autocast():
-            loss = objective.loss(bare, latents, embedding, labels, draw)
+            loss = objective.losses(bare, latents, embedding, labels, draw).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
         optimizer.step()

@@ -19,7 +19,7 @@ from pipelines.generator.autoencoder import build as build_autoencoder
 from pipelines.generator.components.encoder import Encoder
 from pipelines.generator.denoiser import build
 from pipelines.generator.export import save_pipeline
-from pipelines.generator.objective import sampling_scheduler
+from pipelines.generator.objective import process
 from synth import fanout
 from synth.sampler import Sampler
 from synth.strategies import Condition
@@ -36,7 +36,7 @@ def job(tiny, tmp_path):
     torch.manual_seed(0)
     denoiser = build(settings.denoiser, (4, 8, 8), WIDTH, LABELS)
     save_pipeline(Path(tmp_path / "generator"), vae=build_autoencoder(settings.autoencoder, 32), unet=denoiser.unet,
-                  scheduler=sampling_scheduler(settings.objective), conditioner=denoiser.conditioner,
+                  scheduler=process(settings.objective, "cpu").scheduler(), conditioner=denoiser.conditioner,
                   encoder=Encoder(image_size=32, options=settings.encoder.options), num_inference_steps=4,
                   guidance_scale=2.0)
     random = np.random.default_rng(0)
