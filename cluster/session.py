@@ -79,15 +79,15 @@ def compute(resources: Resources, function: Callable[..., T], *args: Any) -> T:
 
 
 def _with_threads(function: Callable[..., T], args: tuple) -> T:
-    use_all_cores()
+    use_cores()
     return function(*args)
 
 
-def use_all_cores() -> None:
-    """Let torch use every core of this node: Ray limits a worker to the CPUs it reserved."""
+def use_cores(count: int | None = None) -> None:
+    """Let torch use so many cores, or every one of this node: Ray limits a worker to the CPUs it reserved."""
     import torch
 
-    torch.set_num_threads(cores())
+    torch.set_num_threads(cores() if count is None else count)
 
 
 def cores() -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.session import Resources, use_all_cores
+from cluster.session import Resources, use_cores
 from cluster.storage import Folder
 from pipelines.data.records import CORPUS
 from pipelines.data.tables import known_labels, pending_shards, png, read_table, shard_count, write_shard
@@ -73,15 +73,10 @@ class Worker:
     """A Ray actor that keeps one generator loaded."""
 
     def __init__(self, job: Job, threads: int | None) -> None:
-        import torch
-
         from synth.sampler import Sampler
         from synth.strategies import Pool
 
-        if threads is None:
-            use_all_cores()
-        else:
-            torch.set_num_threads(threads)
+        use_cores(threads)
         settings = job.settings
         self.job = job
         self.sampler = Sampler(job.generator, settings.steps, settings.guidance, settings.batch)

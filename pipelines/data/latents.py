@@ -129,14 +129,11 @@ class Encoding:
     def __init__(self, encode: Encode, threads: int | None) -> None:
         import torch
 
-        from cluster.session import device, use_all_cores
+        from cluster.session import device, use_cores
         from pipelines.generator.autoencoder import load_autoencoder
         from pipelines.generator.encoder import load_encoder
 
-        if threads is None:
-            use_all_cores()
-        else:
-            torch.set_num_threads(threads)
+        use_cores(threads)
         layout = torch.channels_last
         self.autoencoder = load_autoencoder(encode.autoencoder).to(device(), memory_format=layout)
         self.encoder = load_encoder(encode.encoder).to(device())
