@@ -79,9 +79,8 @@ def _ends(rows: np.ndarray) -> tuple[float, float]:
 
 def _border(rows: np.ndarray) -> float:
     """How many of the first rows are one uniform border, as a share."""
-    edge = np.sort(rows[0])
-    few = len(edge) // 50
-    if int(edge[-1 - few]) - int(edge[few]) > UNIFORM:  # as in most pictures
+    low, high = _range(rows[:1])
+    if high[0] - low[0] > UNIFORM:  # as in most pictures
         return 0.0
     low, high = _range(rows[: int(BORDER_LIMIT * len(rows)) + 2])
     uniform = np.maximum.accumulate(high) - np.minimum.accumulate(low) <= UNIFORM

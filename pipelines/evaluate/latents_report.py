@@ -50,9 +50,9 @@ def latents_report(run: Folder) -> str:
 
 def _reconstruction(run: Folder, names: list[str], cached: pa.Table) -> tuple[float, float, int]:
     """PSNR (dB) and MS-SSIM between images of these shards and what the autoencoder makes of their cached latents."""
-    shards = [read_shard(run / "ingest" / "images", name, ["image_id", "image"]) for name in names]
-    images = pa.concat_tables([shard.filter(pc.is_in(shard["image_id"], cached["image_id"].combine_chunks()))
-                               for shard in shards])
+    wanted = cached["image_id"].combine_chunks()
+    shards = (read_shard(run / "ingest" / "images", name, ["image_id", "image"]) for name in names)
+    images = pa.concat_tables([shard.filter(pc.is_in(shard["image_id"], wanted)) for shard in shards])
     images = images.take(pc.index_in(cached["image_id"], images["image_id"].combine_chunks()))
     real = torch.from_numpy(pixels(images)).float()
     means = torch.from_numpy(tensors(cached, "latent_mean").astype(np.float32))
