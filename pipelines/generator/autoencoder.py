@@ -1,4 +1,5 @@
-"""Stage `autoencoder`: diffusers' AutoencoderKL, named on the Hub or trained here on the train split."""
+"""Stage `autoencoder`: diffusers' AutoencoderKL, named on the Hub or trained here on the train split; or pixels as
+they are (`autoencoder.space=pixel`)."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import tempfile
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
+from monai.metrics import compute_ms_ssim
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
@@ -14,7 +16,10 @@ from cluster.session import compute, device
 from cluster.storage import Folder
 from pipelines.data.split import check_filled
 from pipelines.data.tables import pixels, read_table
-from pipelines.generator.fit import CHECKPOINT, autocast, fit, to_device
+from pipelines.evaluate.diversity import KERNEL, scale_weights
+from pipelines.generator.components.pixels import Pixels
+from pipelines.generator.fit import CHECKPOINT, autocast, fit
+from pipelines.generator.reconstruction import Reconstruction, in_range
 from pipelines.generator.weights import load_model, save_model
 from pipelines.progress import follow
 from pipelines.settings import Autoencoder
@@ -25,7 +30,7 @@ SHOWN = 8
 
 
 def autoencoder(stage: Stage) -> Metrics:
-    """Returns PSNR (dB) and the mean KL (nats an image) on the test split, and the size."""
+    """Returns PSNR (dB), MS-SSIM and the mean KL (nats an image) on the test split, and the size."""
     settings = stage.settings.autoencoder
     work = (stage.folder, stage.input("ingest") / "images", settings, stage.settings.data.size, stage.settings.seed)
     splits = stage.metrics_of("ingest")["splits"]
@@ -37,20 +42,26 @@ def autoencoder(stage: Stage) -> Metrics:
 def _make(folder: Folder, table: Folder, settings: Autoencoder, size: int, seed: int) -> Metrics:
     torch.manual_seed(seed)
     train = pixels(read_table(table, ["image"], "train"))
-    model = (AutoencoderKL.from_pretrained(settings.pretrained) if settings.pretrained else build(settings, size))
-    model = model.to(device())
-    if not settings.pretrained:
-        fit(model, lambda rows, progress: reconstruction_loss(model, train[rows], settings), settings, len(train), seed,
-            folder)
+    model = _model(settings, size).to(device())
+    trained = settings.space == "latent" and settings.pretrained is None
+    if trained:
+        learner = Reconstruction(model, settings).to(device())
+        fit(learner, lambda rows, progress: learner.loss(train[rows], progress), settings, len(train), seed, folder)
     model.eval()
     set_statistics(model, train[:: -(-len(train) // STATISTICS_IMAGES)], settings.batch)
     test = pixels(read_table(table, ["image"], "test"))
-    metrics = measure(model, test, settings.batch)
+    metrics = {} if settings.space == "pixel" else measure(model, test, settings.batch)
     save_pictures(folder, model, test[:SHOWN])
     save_model(folder, model)
     folder.remove(CHECKPOINT)
-    return metrics | {"parameters": sum(p.numel() for p in model.parameters()), "trained_images":
-                      0 if settings.pretrained else settings.total(len(train))}
+    return metrics | {"space": settings.space, "parameters": sum(p.numel() for p in model.parameters()),
+                      "trained_images": settings.total(len(train)) if trained else 0}
+
+
+def _model(settings: Autoencoder, size: int) -> ModelMixin:
+    if settings.space == "pixel":
+        return Pixels(sample_size=size)
+    return AutoencoderKL.from_pretrained(settings.pretrained) if settings.pretrained else build(settings, size)
 
 
 def build(settings: Autoencoder, size: int) -> AutoencoderKL:
@@ -71,24 +82,8 @@ def build(settings: Autoencoder, size: int) -> AutoencoderKL:
     )
 
 
-def in_range(images: np.ndarray, model: AutoencoderKL) -> Tensor:
-    """uint8 (B, 1, H, W) on the host to floats in [-1, 1] on the device, with the model's number of channels."""
-    return (to_device(images, device()) * 2 - 1).expand(-1, model.config.in_channels, -1, -1)
-
-
-def reconstruction_loss(model: AutoencoderKL, images: np.ndarray, settings: Autoencoder) -> dict[str, Tensor]:
-    """Mean absolute and squared error, and KL per pixel (Rombach et al. 2022, arXiv 2112.10752, without its GAN)."""
-    target = in_range(images, model)
-    posterior = model.encode(target).latent_dist
-    error = model.decode(posterior.sample()).sample.float() - target
-    kl = posterior.kl().float().mean() / target[0].numel()
-    reconstruction = error.abs().mean() + error.square().mean()
-    return {"loss": reconstruction + settings.kl_weight * kl, "reconstruction": reconstruction.detach(),
-            "kl": kl.detach()}
-
-
 @torch.no_grad()
-def set_statistics(model: AutoencoderKL, images: np.ndarray, batch: int) -> None:
+def set_statistics(model: ModelMixin, images: np.ndarray, batch: int) -> None:
     """Store the mean and deviation of every latent channel, by which the generator's latents are normalised."""
     with autocast():
         means = torch.cat([model.encode(in_range(images[i : i + batch], model)).latent_dist.mean.float()
@@ -98,14 +93,14 @@ def set_statistics(model: AutoencoderKL, images: np.ndarray, batch: int) -> None
 
 
 @torch.no_grad()
-def reconstruct(model: AutoencoderKL, images: np.ndarray) -> Tensor:
+def reconstruct(model: ModelMixin, images: np.ndarray) -> Tensor:
     """Posterior-mean reconstructions, floats in [0, 1] (B, 1, H, W) on the host."""
     with autocast():
         return pictures(model, model.encode(in_range(images, model)).latent_dist.mean)
 
 
 @torch.no_grad()
-def pictures(model: AutoencoderKL, latents: Tensor) -> Tensor:
+def pictures(model: ModelMixin, latents: Tensor) -> Tensor:
     """What latents (B, c, h, w) on the model's device show, floats in [0, 1] (B, 1, H, W) on the host."""
     with autocast():
         decoded = model.decode(latents).sample
@@ -113,16 +108,19 @@ def pictures(model: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure(model: AutoencoderKL, images: np.ndarray, batch: int) -> Metrics:
+def measure(model: ModelMixin, images: np.ndarray, batch: int) -> Metrics:
     chunks = [images[i : i + batch] for i in range(0, len(images), batch)]
     found = torch.cat([reconstruct(model, chunk) for chunk in chunks])
-    psnr = peak_signal_noise_ratio(found, torch.from_numpy(images).float() / 255, data_range=1.0)
+    real = torch.from_numpy(images).float() / 255
+    psnr = peak_signal_noise_ratio(found, real, data_range=1.0)
+    similar = compute_ms_ssim(found, real, 2, data_range=1.0, kernel_size=KERNEL,
+                              weights=scale_weights(real.shape[-1])).mean()
     with autocast():
         kl = torch.cat([model.encode(in_range(chunk, model)).latent_dist.kl().float() for chunk in chunks]).mean()
-    return {"psnr": round(psnr.item(), 3), "kl": round(kl.item(), 2)}
+    return {"psnr": round(psnr.item(), 3), "ms_ssim": round(similar.item(), 4), "kl": round(kl.item(), 2)}
 
 
-def save_pictures(folder: Folder, model: AutoencoderKL, images: np.ndarray) -> None:
+def save_pictures(folder: Folder, model: ModelMixin, images: np.ndarray) -> None:
     """reconstructions.png: originals above, reconstructions below."""
     import os
 
@@ -135,5 +133,6 @@ def save_pictures(folder: Folder, model: AutoencoderKL, images: np.ndarray) -> N
             folder.write("reconstructions.png", file.read())
 
 
-def load_autoencoder(folder: Folder) -> AutoencoderKL:
-    return load_model(folder, AutoencoderKL)
+def load_autoencoder(folder: Folder) -> ModelMixin:
+    config = (folder / "model").read_json("config.json") or {}
+    return load_model(folder, Pixels if config.get("_class_name") == Pixels.__name__ else AutoencoderKL)
