@@ -15,8 +15,9 @@ from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.data.records import latents_schema
 from pipelines.data.streaming import shard_numbers, stream
-from pipelines.data.tables import pixels, read_shard, row_count, shard_name, tensors, write_shard
+from pipelines.data.tables import picture, pixels, read_shard, row_count, shard_name, tensors, write_shard
 from pipelines.progress import bar
+from pipelines.settings import Latents
 from pipelines.stage import Metrics, Stage
 
 KEPT = ("image_id", "patient_id", "labels", "split")
@@ -32,12 +33,12 @@ def latents(stage: Stage) -> Metrics:
     key = claim(stage)
     done = set(out.names(".parquet"))
     blocks = shard_numbers([int(name[5:10]) for name in images.names(".parquet") if name not in done])
-    encode = Encode(stage.input("autoencoder"), stage.input("encoder"), stage.settings.latents.batch)
+    encode = Encode(stage.input("autoencoder"), stage.input("encoder"), stage.settings.latents)
     total = stage.metrics_of("ingest")["images"]
     with bar("latents", total) as shown:
         shown.to(sum(row_count(out, name) for name in done))
         encoding = encode_operator(encode, stage.resources, len(blocks))
-        speed = stream(blocks, [(Read(images), {}), encoding, (Write(out), {})], shown)
+        speed = stream(blocks, [(Read(images, stage.settings.latents.masks), {}), encoding, (Write(out), {})], shown)
     statistics = channel_statistics(out)
     assert statistics["images"] == total, f"{statistics['images']} latents of {total} images"
     return statistics | {"key": key} | ({"images_per_second": speed} if speed else {})
@@ -100,31 +101,34 @@ def _give_up_after_3() -> dict[str, int]:
 
 
 class Read:
-    """Ray Data operator: the number of a shard to its decoded images, uint8."""
+    """Ray Data operator: the number of a shard to its decoded images, and masks where wanted, uint8."""
 
-    def __init__(self, images: Folder) -> None:
-        self.images = images
+    def __init__(self, images: Folder, masks: int) -> None:
+        self.images, self.masks = images, masks
 
     def __call__(self, block: pa.Table) -> pa.Table:
         index = block["shard"][0].as_py()
-        table = read_shard(self.images, shard_name(index), ["image", *KEPT])
+        table = read_shard(self.images, shard_name(index), ["image", *KEPT, *(["mask"] if self.masks else [])])
         decoded = pixels(table)
         flat = pa.array([image.tobytes() for image in decoded], pa.binary())
         side = pa.array([decoded.shape[-1]] * len(decoded), pa.int32())
         shard = pa.array([index] * len(decoded), pa.int32())
         kept = table.select(KEPT)
+        if self.masks:
+            maps = [None if mask["bytes"].as_py() is None else picture(mask).tobytes() for mask in table["mask"]]
+            kept = kept.append_column("mask", pa.array(maps, pa.binary()))
         return kept.append_column("pixels", flat).append_column("side", side).append_column("shard", shard)
 
 
 class Encode:
-    """What an encoding actor needs to start: where the networks are, and the batch."""
+    """What an encoding actor needs to start: where the networks are, and what to keep of them."""
 
-    def __init__(self, autoencoder: Folder, encoder: Folder, batch: int) -> None:
-        self.autoencoder, self.encoder, self.batch = autoencoder, encoder, batch
+    def __init__(self, autoencoder: Folder, encoder: Folder, settings: Latents) -> None:
+        self.autoencoder, self.encoder, self.settings = autoencoder, encoder, settings
 
 
 class Encoding:
-    """Ray Data actor: decoded images to latents (posterior mean and log-variance) and embeddings."""
+    """Ray Data actor: decoded images to latents (posterior mean and log-variance), embeddings and what else is kept."""
 
     def __init__(self, encode: Encode, threads: int | None) -> None:
         import torch
@@ -137,26 +141,34 @@ class Encoding:
         layout = torch.channels_last
         self.autoencoder = load_autoencoder(encode.autoencoder).to(device(), memory_format=layout)
         self.encoder = load_encoder(encode.encoder).to(device())
-        self.batch = encode.batch
+        self.settings, self.batch = encode.settings, encode.settings.batch
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        from pipelines.generator.encoder import embed
-
         side = block["side"][0].as_py()
         images = np.stack([np.frombuffer(row.as_py(), np.uint8) for row in block["pixels"]]).reshape(-1, 1, side, side)
-        found = self._posteriors(images) | {"embedding": embed(self.encoder, images, self.batch).half().numpy()}
-        columns = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
-                   for name, values in found.items()}
+        found = self._posteriors(images) | self._embeddings(images)
+        if self.settings.masks:
+            latent = found["latent_mean"].shape[-1]
+            found["mask"] = np.stack([mask_planes(row.as_py(), side, latent, self.settings.masks)
+                                      for row in block["mask"]])
         table = block.select([*KEPT, "shard"])
-        for name, values in columns.items():
-            table = table.append_column(name, values)
+        for name, values in found.items():
+            table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values)))
         return table
+
+    def _embeddings(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        from pipelines.generator.encoder import embed, embed_patches
+
+        if not self.settings.patch_grid:
+            return {"embedding": embed(self.encoder, images, self.batch).half().numpy()}
+        embedding, patches = embed_patches(self.encoder, images, self.batch, self.settings.patch_grid)
+        return {"embedding": embedding.half().numpy(), "patches": patches.half().numpy()}
 
     def _posteriors(self, images: np.ndarray) -> dict[str, np.ndarray]:
         import torch
 
-        from pipelines.generator.autoencoder import in_range
         from pipelines.generator.fit import autocast
+        from pipelines.generator.reconstruction import in_range
 
         means, logvars = [], []
         with torch.no_grad(), autocast():
@@ -167,6 +179,21 @@ class Encoding:
         return {"latent_mean": torch.cat(means).cpu().numpy(), "latent_logvar": torch.cat(logvars).cpu().numpy()}
 
 
+def mask_planes(mask: bytes | None, side: int, latent: int, structures: int) -> np.ndarray:
+    """Share of each structure in the area of each place of the latent: float16 (structures, latent, latent).
+
+    -1 everywhere without a mask.  Raises ValueError when the mask knows more structures.
+    """
+    if mask is None:
+        return np.full((structures, latent, latent), -1, np.float16)
+    numbers = np.frombuffer(mask, np.uint8).reshape(side, side)
+    if numbers.max() > structures:
+        raise ValueError(f"latents.masks={structures}: there is a mask with the structure {numbers.max()}")
+    planes = numbers == np.arange(1, structures + 1)[:, None, None]
+    step = side // latent
+    return planes.reshape(structures, latent, step, latent, step).mean((2, 4)).astype(np.float16)
+
+
 class Write:
     """Ray Data operator: commit one encoded shard."""
 
@@ -174,8 +201,9 @@ class Write:
         self.out = out
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        latent = block.schema.field("latent_mean").type.shape
-        embedding = block.schema.field("embedding").type.shape[0]
-        schema = latents_schema(tuple(latent), embedding)
+        shape = {field.name: tuple(field.type.shape) for field in block.schema
+                 if isinstance(field.type, pa.FixedShapeTensorType)}
+        schema = latents_schema(shape["latent_mean"], shape["embedding"][0], shape.get("patches", (0,))[0],
+                                shape.get("mask", (0,))[0])
         write_shard(self.out, block["shard"][0].as_py(), block.select(schema.names).cast(schema), replace=False)
         return pa.table({"rows": [block.num_rows]})

@@ -73,18 +73,23 @@ CORPUS = with_features(pa.schema([
 ]))
 
 
-def latents_schema(latent: tuple[int, int, int], embedding: int) -> pa.Schema:
+def latents_schema(latent: tuple[int, int, int], embedding: int, patches: int = 0, structures: int = 0) -> pa.Schema:
     """Schema of one encoded image.
 
     Args:
         latent: Channels, height and width of the autoencoder's latent.
         embedding: Width of the encoder's global embedding.
+        patches: Patch features of that width; the column is absent where there is none.
+        structures: Of the mask, each a share of the area in [0, 1], or -1 everywhere where the image has no mask; the
+            column is absent where there is none.
     """
     return pa.schema([
         ("image_id", pa.string()),
         ("latent_mean", pa.fixed_shape_tensor(pa.float16(), latent)),
         ("latent_logvar", pa.fixed_shape_tensor(pa.float16(), latent)),
         ("embedding", pa.fixed_shape_tensor(pa.float16(), (embedding,))),
+        *([("patches", pa.fixed_shape_tensor(pa.float16(), (patches, embedding)))] if patches else []),
+        *([("mask", pa.fixed_shape_tensor(pa.float16(), (structures, *latent[1:])))] if structures else []),
         ("patient_id", pa.string()),
         ("labels", pa.list_(pa.string())),
         ("split", pa.string()),

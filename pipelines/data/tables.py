@@ -77,17 +77,29 @@ def png(image: np.ndarray) -> dict:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def pixels(table: pa.Table) -> np.ndarray:
-    """The images of a table, decoded: uint8 (N, 1, H, W)."""
+def picture(image: pa.StructScalar) -> np.ndarray:
+    """One image of a table, decoded: uint8 (H, W)."""
     from PIL import Image
 
-    images = [np.asarray(Image.open(io.BytesIO(row["bytes"].as_py()))) for row in table["image"]]
+    return np.asarray(Image.open(io.BytesIO(image["bytes"].as_py())))
+
+
+def pixels(table: pa.Table) -> np.ndarray:
+    """The images of a table, decoded: uint8 (N, 1, H, W)."""
+    images = [picture(row) for row in table["image"]]
     return np.stack(images)[:, None] if images else np.zeros((0, 1, 0, 0), np.uint8)
 
 
 def tensors(table: pa.Table, column: str) -> np.ndarray:
     """A fixed-shape tensor column as one array (N, …)."""
     return table[column].combine_chunks().to_numpy_ndarray() if table.num_rows else np.zeros((0,), np.float16)
+
+
+def tensor_columns(folder: Folder) -> dict[str, tuple[int, ...]]:
+    """Names of the fixed-shape tensor columns of a table, and the shape of one row of each."""
+    with folder.filesystem.open_input_file(f"{folder.path}/{folder.names('.parquet')[0]}") as file:
+        return {field.name: tuple(field.type.shape) for field in pq.read_schema(file)
+                if isinstance(field.type, pa.FixedShapeTensorType)}
 
 
 def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], split: str) \

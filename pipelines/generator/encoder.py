@@ -182,6 +182,16 @@ def embed(model: Encoder, images: np.ndarray, batch: int) -> Tensor:
     return torch.cat(parts).cpu()
 
 
+@torch.no_grad()
+def embed_patches(model: Encoder, images: np.ndarray, batch: int, grid: int) -> tuple[Tensor, Tensor]:
+    """Embeddings (N, D), and patch features (N, grid * grid, D), float32 on the host of uint8 images (N, 1, H, W)."""
+    with autocast():
+        parts = [model.embed_patches(to_device(images[i : i + batch], device()), grid)
+                 for i in range(0, len(images), batch)]
+    embeddings, patches = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    return embeddings, patches
+
+
 def effective_rank(embeddings: Tensor) -> float:
     """exp of the entropy of the normalised singular values of (N, D) (RankMe, Garrido et al. 2023)."""
     values = torch.linalg.svdvals(embeddings - embeddings.mean(0))

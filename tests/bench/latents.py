@@ -42,7 +42,8 @@ def through_ray(root: Folder, encode: Encode, resources: Resources) -> float:
     """Images/s of Ray Data's operators."""
     clock = Clock()
     encoding = encode_operator(encode, resources, SHARDS)
-    stream(shard_numbers(range(SHARDS)), [(Read(root / "images"), {}), encoding, (Write(root / "latents"), {})], clock)
+    operators = [(Read(root / "images", 0), {}), encoding, (Write(root / "latents"), {})]
+    stream(shard_numbers(range(SHARDS)), operators, clock)
     return clock.steady()
 
 
@@ -51,9 +52,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as aside:
         root = Folder(aside)
         make_inputs(root, settings)
-        encode = Encode(root / "autoencoder", root / "encoder", settings.latents.batch)
+        encode = Encode(root / "autoencoder", root / "encoder", settings.latents)
         bare = Encoding(encode, None)  # on every core
-        block = Read(root / "images")(shard_numbers([0])[0])
+        block = Read(root / "images", 0)(shard_numbers([0])[0])
 
         def loop() -> float:
             start = time.perf_counter()

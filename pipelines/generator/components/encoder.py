@@ -50,11 +50,14 @@ class Encoder(ModelMixin, ConfigMixin):
             resize: bring images of another size to `image_size` (bilinear, antialiased). Without it, as for the crops
                 of multi-crop training, H and W are kept and must be multiples of the patch size.
         """
+        return self.vit(self._normalise(images, resize))
+
+    def _normalise(self, images: Tensor, resize: bool = True) -> Tensor:
         size = (self.image_size, self.image_size)
         if resize and images.shape[-2:] != size:
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
         images = ((images - self.mean) / self.std).to(self.vit.patch_embed.proj.weight.dtype)
-        return self.vit(images.expand(-1, self.channels, -1, -1))
+        return images.expand(-1, self.channels, -1, -1)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -62,5 +65,20 @@ class Encoder(ModelMixin, ConfigMixin):
 
         Turn the module to `eval()` first where its options set dropout or drop path.
         """
-        features = self(images).float()
-        return F.normalize(features, dim=-1) * features.shape[-1] ** 0.5
+        return _unit_variance(self(images))
+
+    @torch.no_grad()
+    def embed_patches(self, images: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+        """Returns `embed`'s embeddings (B, D), and patch features (B, grid * grid, D) in rows from the top left.
+
+        The features are averaged to a grid of that side, and each is normalised as the embedding is.
+        """
+        tokens = self.vit.forward_features(self._normalise(images))
+        side = self.image_size // self.vit.patch_embed.patch_size[0]
+        patches = tokens[:, self.vit.num_prefix_tokens :].float().transpose(1, 2).unflatten(2, (side, side))
+        pooled = F.adaptive_avg_pool2d(patches, grid).flatten(2).transpose(1, 2)
+        return _unit_variance(self.vit.forward_head(tokens)), _unit_variance(pooled)
+
+
+def _unit_variance(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=-1) * features.shape[-1] ** 0.5
