@@ -100,15 +100,24 @@ class Fitting:
 
 @dataclass
 class Autoencoder(Fitting):
-    """diffusers AutoencoderKL: named on the Hub, or trained on the train split."""
+    """diffusers AutoencoderKL: named on the Hub, or trained on the train split; or none, for diffusion of pixels."""
 
+    space: str = "latent"  # latent | pixel: without an autoencoder
     pretrained: str | None = None  # Hub id or folder; its weights are then used as they are
     channels: list[int] = field(default_factory=lambda: [32, 48, 64])
     latent_channels: int = 4
     kl_weight: float = 1e-5
+    perceptual: str | None = None  # network of MONAI's PerceptualLoss, whose weights it downloads; null: none
+    perceptual_weight: float = 0.1
+    adversarial_weight: float = 0.0  # of MONAI's patch discriminator; 0: none
+    adversarial_after: float = 0.3  # share of the training before the discriminator has a say
 
     def check(self) -> None:
         self.check_fitting("autoencoder")
+        require(self.space in ("latent", "pixel"), "autoencoder.space", self.space, "must be latent or pixel")
+        require(self.adversarial_weight >= 0, "autoencoder.adversarial_weight", self.adversarial_weight,
+                "must not be negative")
+        fraction("autoencoder", self, "adversarial_after")
         for width in self.channels:
             require(width > 0 and width % 8 == 0, "autoencoder.channels", self.channels, "each must be a multiple of 8")
 
@@ -135,26 +144,65 @@ class Encoder(Fitting):
 @dataclass
 class Latents:
     batch: int = 64
+    patch_grid: int = 0  # keep the encoder's patch features, too, averaged to a grid of this side; 0: not
+    masks: int = 0  # keep so many structures of the images' masks, too, at the latents' size; 0: none
 
     def check(self) -> None:
         positive("latents", self, "batch")
+        for name in ("patch_grid", "masks"):
+            require(getattr(self, name) >= 0, f"latents.{name}", getattr(self, name), "must not be negative")
+
+
+@dataclass
+class Condition:
+    """What the generator is given beside noise. Dropped parts are replaced by a null that is learned."""
+
+    embedding_tokens: int = 4  # that the image embedding becomes in cross-attention; 0: no embedding
+    patches: bool = False  # one token for each patch feature (latents.patch_grid)
+    labels: bool = True  # one token for the labels, where the data have any
+    mask: bool = False  # one input channel for each structure of the masks (latents.masks)
+    drop_all: float = 0.1  # share of images without any condition, as guidance's other side needs it
+    drop_embedding: float = 0.05  # of the others, each condition alone
+    drop_patches: float = 0.05
+    drop_labels: float = 0.05
+    drop_mask: float = 0.05
+
+    @property
+    def used(self) -> list[str]:
+        """Names of the conditions in use."""
+        wanted = {"embedding": self.embedding_tokens > 0, "patches": self.patches, "labels": self.labels,
+                  "mask": self.mask}
+        return [name for name in CONDITIONS if wanted[name]]
+
+    def check(self) -> None:
+        require(self.embedding_tokens >= 0, "condition.embedding_tokens", self.embedding_tokens, "must not be negative")
+        fraction("condition", self, "drop_all", *(f"drop_{name}" for name in CONDITIONS))
+
+
+CONDITIONS = ("embedding", "patches", "labels", "mask")
 
 
 @dataclass
 class Denoiser:
-    """diffusers UNet2DConditionModel over latents, with the condition in cross-attention."""
+    """diffusers' UNet2DConditionModel or PixArtTransformer2DModel, with the condition in cross-attention."""
 
-    channels: list[int] = field(default_factory=lambda: [48, 64, 96])
-    attention: list[bool] = field(default_factory=lambda: [False, False, True])  # per level
-    layers: int = 1
+    architecture: str = "unet"  # unet | dit
+    channels: list[int] = field(default_factory=lambda: [48, 64, 96])  # of a UNet, per level
+    attention: list[bool] = field(default_factory=lambda: [False, False, True])  # of a UNet, per level
+    layers: int = 1  # of a UNet per level; of a DiT in all
+    norm_groups: int = 16  # of a UNet
+    width: int = 384  # of a DiT
+    patch: int = 2  # of a DiT: side of the squares of latent that are its tokens
     head_dim: int = 24
-    norm_groups: int = 16
     cross_attention_dim: int = 128
-    embedding_tokens: int = 4
-    use_labels: bool = True  # a label token beside the embedding's
 
     def check(self) -> None:
-        positive("denoiser", self, "layers", "head_dim", "cross_attention_dim", "embedding_tokens", "norm_groups")
+        require(self.architecture in ("unet", "dit"), "denoiser.architecture", self.architecture, "must be unet or dit")
+        positive("denoiser", self, "layers", "head_dim", "cross_attention_dim", "norm_groups", "width", "patch")
+        if self.architecture == "dit":
+            require(self.width % self.head_dim == 0 and self.width % 4 == 0, "denoiser.width", self.width,
+                    f"must be a multiple of 4 and of denoiser.head_dim={self.head_dim}")
+            return
         require(len(self.channels) == len(self.attention), "denoiser.attention", self.attention,
                 "needs one entry per entry of denoiser.channels")
         for width in self.channels:
@@ -178,9 +226,6 @@ class Objective:
     min_snr: float | None = 5.0  # Hang et al. 2023, arXiv 2303.09556; null weights all noise levels alike
     sigma_min: float = 0.002  # of edm: where sampling ends and begins
     sigma_max: float = 80.0
-    drop_all: float = 0.1  # share of images without any condition, as guidance's other side needs it
-    drop_embedding: float = 0.05  # of the others, each condition alone
-    drop_labels: float = 0.05
 
     def check(self) -> None:
         require(self.process in LEVELS, "objective.process", self.process, f"must be one of {', '.join(LEVELS)}")
@@ -196,7 +241,6 @@ class Objective:
                 "must be above objective.sigma_min")
         require(self.schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"), "objective.schedule", self.schedule,
                 "must be linear, scaled_linear or squaredcos_cap_v2")
-        fraction("objective", self, "drop_all", "drop_embedding", "drop_labels")
 
 
 # The noise levels of each process, and the mean and deviation of the normal they come of.
@@ -214,31 +258,84 @@ class Trainer:
     images: int = MISSING
     batch: int = 128  # over all workers
     lr: float = 1e-3
-    weight_decay: float = 0.0
+    schedule: str = "cosine"  # cosine | constant | inverse_sqrt, after the warm-up
     warmup_images: int = 5_000
-    final_lr_fraction: float = 0.05  # cosine decay ends here
+    final_lr_fraction: float = 0.05  # where cosine ends
+    decay_after_images: int = 1_000_000  # where inverse_sqrt begins
+    weight_decay: float = 0.0
     grad_clip: float = 1.0
-    ema_halflife_images: int = 10_000
-    precision: str = "bf16"  # bf16 | fp32; bf16 where the hardware multiplies it, else fp32
+    ema_halflife_images: list[int] = field(default_factory=lambda: [10_000])  # the best by validation is exported
+    precision: str = "bf16"  # bf16 | fp16 | fp32; fp32 where the hardware does not multiply the others
+    best: str | None = None  # export the checkpoint with the least val_loss or val_frechet; null: the last
+    max_skipped: int = execution(10)  # batches whose loss is not finite; one more stops the training
     workers: int = execution(1)
+    min_workers: int | None = execution(None)  # go on with as few where no more are to be had; null: trainer.workers
+    micro_batch: int | None = execution(None)  # images of one forward pass of a worker; null: all of its share
     zero_stage: int = execution(2)
     zero3_persistence: int = execution(100_000)  # parameters below this many elements stay on every worker
+    offload: bool = execution(False)  # optimizer and EMA in the host's memory
+    activation_checkpointing: bool = execution(False)  # forward twice, for memory's sake
+    channels_last: bool = execution(True)
+    compile: bool = execution(False)  # torch.compile of the repeated blocks
     checkpoint_every: int = execution(50_000)
     keep_checkpoints: int = execution(2)
+    milestone_every: int | None = execution(None)  # checkpoints that are kept for good
     log_every: int = execution(2_560)
-    max_failures: int = execution(3)
+    profile_steps: int = execution(0)  # trace so many steps with torch.profiler into profile/
+    max_failures: int = execution(3)  # of workers; preemptions are not counted
+    boards: list[str] = field(default_factory=lambda: ["tensorboard"], metadata={"execution": True})  # see BOARDS
 
     def check(self) -> None:
-        positive("trainer", self, "images", "batch", "lr", "workers", "checkpoint_every", "keep_checkpoints",
-                 "log_every", "grad_clip", "ema_halflife_images")
-        require(self.warmup_images >= 0, "trainer.warmup_images", self.warmup_images, "must not be negative")
-        require(self.max_failures >= 0, "trainer.max_failures", self.max_failures, "must not be negative")
+        positive("trainer", self, "images", "batch", "lr", "workers", "min_workers", "checkpoint_every",
+                 "keep_checkpoints", "milestone_every", "log_every", "grad_clip", "decay_after_images")
+        for name in ("warmup_images", "max_failures", "max_skipped", "profile_steps"):
+            require(getattr(self, name) >= 0, f"trainer.{name}", getattr(self, name), "must not be negative")
         fraction("trainer", self, "final_lr_fraction")
-        require(self.zero_stage in (1, 2, 3), "trainer.zero_stage", self.zero_stage, "must be 1, 2 or 3")
-        require(self.precision in ("bf16", "fp32"), "trainer.precision", self.precision, "must be bf16 or fp32")
-        for name in ("batch", "images"):
-            require(getattr(self, name) % self.workers == 0, f"trainer.{name}", getattr(self, name),
-                    f"must be a multiple of trainer.workers={self.workers}")
+        require(self.schedule in ("cosine", "constant", "inverse_sqrt"), "trainer.schedule", self.schedule,
+                "must be cosine, constant or inverse_sqrt")
+        require(len(self.ema_halflife_images) > 0 and min(self.ema_halflife_images) > 0
+                and len(set(self.ema_halflife_images)) == len(self.ema_halflife_images), "trainer.ema_halflife_images",
+                self.ema_halflife_images, "needs one or more different numbers above 0, in brackets")
+        require(self.zero_stage in (0, 1, 2, 3), "trainer.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
+        require(self.precision in ("bf16", "fp16", "fp32"), "trainer.precision", self.precision,
+                "must be bf16, fp16 or fp32")
+        require(self.zero_stage > 0 or self.precision != "fp16", "trainer.precision", self.precision,
+                "needs trainer.zero_stage=1 or more, whose optimizer scales the loss")
+        require(self.zero_stage > 0 or not self.offload, "trainer.offload", self.offload,
+                "needs trainer.zero_stage=1 or more")
+        require(self.best in (None, *VALIDATED), "trainer.best", self.best,
+                f"must be {' or '.join(VALIDATED)}, or null")
+        require(self.min_workers is None or self.min_workers <= self.workers, "trainer.min_workers", self.min_workers,
+                f"must not be above trainer.workers={self.workers}")
+        require(self.micro_batch is None or self.micro_batch >= 2, "trainer.micro_batch", self.micro_batch,
+                "must be at least 2, or null")
+        for name, size in (("batch", self.batch), ("images", self.images % self.batch or self.batch)):
+            require(size >= self.workers, f"trainer.{name}", getattr(self, name),
+                    f"leaves a batch of {size} images, fewer than trainer.workers={self.workers}")
+        unknown = set(self.boards) - set(BOARDS)
+        require(not unknown, "trainer.boards", self.boards, f"must be of {', '.join(BOARDS)}")
+
+
+BOARDS = ("tensorboard", "wandb", "mlflow", "trackio")  # beside metrics.jsonl
+VALIDATED = ("val_loss", "val_frechet")
+
+
+@dataclass
+class Validate:
+    """What is measured of a checkpoint beside the training, on patients of the val split."""
+
+    every: int | None = execution(None)  # images between validations; null: every checkpoint; the last one always
+    images: int = execution(512)  # of the val split, at most, for the loss at fixed noise; 0: no validation
+    shown: int = execution(8)  # sampled for the picture
+    frechet_images: int = execution(0)  # sampled for the Fréchet distance; 0: none
+    frechet_every: int | None = execution(None)  # null: at every validation
+
+    def check(self) -> None:
+        positive("validate", self, "every", "frechet_every")
+        for name in ("images", "shown", "frechet_images"):
+            require(getattr(self, name) >= 0, f"validate.{name}", getattr(self, name), "must not be negative")
+        require(self.frechet_images == 0 or self.frechet_images >= 2, "validate.frechet_images", self.frechet_images,
+                "must be at least 2, or 0")
 
 
 @dataclass
@@ -308,9 +405,11 @@ class Settings:
     autoencoder: Autoencoder = field(default_factory=Autoencoder)
     encoder: Encoder = field(default_factory=Encoder)
     latents: Latents = field(default_factory=Latents)
+    condition: Condition = field(default_factory=Condition)
     denoiser: Denoiser = field(default_factory=Denoiser)
     objective: Objective = field(default_factory=Objective)
     trainer: Trainer = field(default_factory=Trainer)
+    validate: Validate = field(default_factory=Validate)
     sample: Sample = field(default_factory=Sample)
     evaluate: Evaluate = field(default_factory=Evaluate)
     finetune: Finetune = field(default_factory=Finetune)
@@ -329,6 +428,13 @@ class Settings:
         for section in vars(self).values():
             if hasattr(section, "check"):
                 section.check()
+        require(self.condition.patches <= (self.latents.patch_grid > 0), "condition.patches", True,
+                "needs latents.patch_grid above 0")
+        require(self.condition.mask <= (self.latents.masks > 0), "condition.mask", True, "needs latents.masks above 0")
+        require(self.trainer.best != "val_frechet" or self.validate.frechet_images > 0, "trainer.best", "val_frechet",
+                "needs validate.frechet_images above 0")
+        require(self.trainer.best is None or self.validate.images > 0, "trainer.best", self.trainer.best,
+                "needs validate.images above 0")
 
 
 def outcome_settings(section: Any) -> dict[str, Any]:

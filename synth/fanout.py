@@ -19,7 +19,7 @@ import pyarrow as pa
 from cluster.session import Resources, use_cores
 from cluster.storage import Folder
 from pipelines.data.records import CORPUS
-from pipelines.data.tables import known_labels, pending_shards, png, read_table, shard_count, write_shard
+from pipelines.data.tables import pending_shards, png, read_table, shard_count, write_shard
 from pipelines.progress import bar, say
 from pipelines.settings import Sample
 from pipelines.stage import Metrics, Stage
@@ -80,9 +80,7 @@ class Worker:
         settings = job.settings
         self.job = job
         self.sampler = Sampler(job.generator, settings.steps, settings.guidance, settings.batch)
-        table = read_table(job.latents, ["image_id", "embedding", "labels"], "train")
-        self.names = known_labels(table)
-        self.pool = Pool(table, self.names)
+        self.pool = Pool(job.latents)
         self.strategy = find_strategy(settings.strategy)
 
     def ready(self) -> None:
@@ -96,7 +94,8 @@ class Worker:
         rows = [{
             "image_id": hashlib.sha256(image.tobytes()).hexdigest()[:32],
             "image": png(image),
-            "labels": [name for name, holds in zip(self.names, condition.labels, strict=True) if holds],
+            "labels": [name for name, holds in zip(self.pool.label_names, condition.given["labels"], strict=True)
+                       if holds],
             "strategy": job.settings.strategy,
             "source_image_ids": list(condition.sources),
             "seed": job.seed,

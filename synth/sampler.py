@@ -27,7 +27,7 @@ class Sampler:
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.vae.to(memory_format=torch.channels_last)
         if bf16_is_fast():
-            self.pipeline.unet.to(torch.bfloat16)
+            self.pipeline.denoiser.to(torch.bfloat16)
             self.pipeline.conditioner.to(torch.bfloat16)
 
     def sample(self, conditions: Sequence[Condition], seed: int, indices: Sequence[int]) -> np.ndarray:
@@ -42,8 +42,8 @@ class Sampler:
             noise = [self._noise(seed, index) for index in indices[start : start + self.batch]]
             noise += [noise[-1]] * (self.batch - len(noise))
             found = self.pipeline(
-                embedding=torch.from_numpy(np.stack([c.embedding for c in filled])),
-                labels=torch.from_numpy(np.stack([c.labels for c in filled])) if self._uses_labels else None,
+                **{name: torch.from_numpy(np.stack([c.given[name] for c in filled]))
+                   for name in self.pipeline.conditioner.shapes},
                 latents=torch.stack(noise),
                 num_inference_steps=self.steps,
                 guidance_scale=self.guidance,
@@ -52,11 +52,6 @@ class Sampler:
             images.append((found[: len(part), 0] * 255).round().to(torch.uint8).cpu().numpy())
         return np.concatenate(images)
 
-    @property
-    def _uses_labels(self) -> bool:
-        return bool(self.pipeline.conditioner.config.labels)
-
     def _noise(self, seed: int, index: int) -> torch.Tensor:
-        config = self.pipeline.unet.config
         generator = torch.Generator().manual_seed(step_seed(seed, index))
-        return torch.randn(config.in_channels, *config.sample_size, generator=generator)
+        return torch.randn(self.pipeline.latent, generator=generator)

@@ -6,34 +6,35 @@ learn from the corpus.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
-from pipelines.data.tables import multi_hot, tensors
+from cluster.storage import Folder
+from pipelines.data.tables import known_labels, multi_hot, read_tensors, tensor_columns
 
 
 @dataclass(frozen=True)
 class Condition:
-    embedding: np.ndarray  # float32 (D,)
-    labels: np.ndarray  # float32 (L,), multi-hot
+    given: dict[str, np.ndarray]  # float32 of one image: embedding (D,), labels (L,) multi-hot, patches, mask
     sources: tuple[str, ...]  # image_id of the real images it was made from
 
 
 class Pool:
-    """Embeddings and labels of the train split."""
+    """What is known of the images of the train split of a latents table."""
 
-    def __init__(self, table: pa.Table, labels: Sequence[str]) -> None:
-        """`table` holds image_id, embedding and labels; `labels` is the order of the multi-hot columns."""
+    def __init__(self, latents: Folder) -> None:
+        columns = [name for name in tensor_columns(latents) if not name.startswith("latent_")]
+        self.given, table = read_tensors(latents, columns, ["image_id", "labels"], "train")
         self.image_ids = table["image_id"].to_pylist()
-        self.embeddings = tensors(table, "embedding").astype(np.float32)
-        self.labels = multi_hot(table, labels)
-        _, self.group = np.unique(self.labels, axis=0, return_inverse=True)  # images with the same labels
+        self.label_names = known_labels(table)
+        self.given["labels"] = multi_hot(table, self.label_names)
+        _, self.group = np.unique(self.given["labels"], axis=0, return_inverse=True)  # images with the same labels
 
     def condition(self, row: int) -> Condition:
-        return Condition(self.embeddings[row], self.labels[row], (self.image_ids[row],))
+        return Condition({name: values[row].astype(np.float32) for name, values in self.given.items()},
+                         (self.image_ids[row],))
 
 
 Strategy = Callable[[Pool, np.random.Generator], Condition]
@@ -45,20 +46,27 @@ def reconstruction(pool: Pool, rng: np.random.Generator) -> Condition:
 
 
 def interpolation(pool: Pool, rng: np.random.Generator) -> Condition:
-    """A random place on the arc between the embeddings of two real images with the same labels (ibid.)."""
+    """A random place on the arc between the embeddings of two real images with the same labels (ibid.).
+
+    Of patch features each pair is interpolated alike; a mask is the first image's.
+    """
     first = int(rng.integers(len(pool.image_ids)))
     second = int(rng.choice(np.flatnonzero(pool.group == pool.group[first])))
-    mixed = slerp(pool.embeddings[first], pool.embeddings[second], rng.uniform())
-    return Condition(mixed, pool.labels[first], (pool.image_ids[first], pool.image_ids[second]))
+    one, other, share = pool.condition(first), pool.condition(second), rng.uniform()
+    mixed = {name: slerp(one.given[name], other.given[name], share)
+             for name in ("embedding", "patches") if name in one.given}
+    return Condition(one.given | mixed, one.sources + other.sources)
 
 
 def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
-    """Spherical interpolation between vectors (D,) of about equal length; straight where they nearly coincide."""
-    cosine = float(np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-12), -1, 1))
-    angle = np.arccos(cosine)
-    if np.sin(angle) < 1e-4:
-        return ((1 - t) * a + t * b).astype(np.float32)
-    return ((np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)).astype(np.float32)
+    """Spherical interpolation between vectors (..., D) of about equal length; straight where they nearly coincide."""
+    norms = np.linalg.norm(a, axis=-1, keepdims=True) * np.linalg.norm(b, axis=-1, keepdims=True)
+    angle = np.arccos(np.clip((a * b).sum(-1, keepdims=True) / (norms + 1e-12), -1, 1))
+    straight = np.sin(angle) < 1e-4
+    sine = np.where(straight, 1, np.sin(angle))
+    first = np.where(straight, 1 - t, np.sin((1 - t) * angle) / sine)
+    second = np.where(straight, t, np.sin(t * angle) / sine)
+    return (first * a + second * b).astype(np.float32)
 
 
 STRATEGIES: dict[str, Strategy] = {"reconstruction": reconstruction, "interpolation": interpolation}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.generator.fit import step_seed
-from pipelines.settings import LEVELS
+from pipelines.settings import CONDITIONS, LEVELS, Condition
 from pipelines.settings import Objective as ObjectiveSettings
 
 SIGMA_DATA = 1.0  # latents are scaled to it
@@ -34,8 +34,12 @@ class Draw:
     posterior: Tensor  # standard normal (B, c, h, w): where in the autoencoder's posterior the latent lies
     noise: Tensor  # standard normal (B, c, h, w)
     level: Tensor  # uniform in [0, 1) (B,): the quantile of the noise level
-    drop_embedding: Tensor  # bool (B,)
-    drop_labels: Tensor  # bool (B,)
+    drop: dict[str, Tensor]  # bool (B,) for every kind of condition
+
+    def rows(self, part: slice) -> Draw:
+        """The draw of a part of the images."""
+        return Draw(self.posterior[part], self.noise[part], self.level[part],
+                    {name: value[part] for name, value in self.drop.items()})
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,15 @@ class Process(Protocol):
 
 
 class Objective:
-    """A process, and the distance between what the network answers and what it should."""
+    """A process, and the distance between what the network answers and what it should.
 
-    def __init__(self, settings: ObjectiveSettings, device: str) -> None:
-        self.settings, self.device = settings, device
+    Args:
+        layout: memory format of what the network is given.
+    """
+
+    def __init__(self, settings: ObjectiveSettings, condition: Condition, device: str,
+                 layout: torch.memory_format = torch.contiguous_format) -> None:
+        self.settings, self.condition, self.device, self.layout = settings, condition, device, layout
         self.process = process(settings, device)
 
     def draw(self, shape: tuple[int, ...], seed: int, cursor: int, rank: int = 0, world: int = 1) -> Draw:
@@ -72,21 +81,19 @@ class Objective:
         def uniform() -> Tensor:
             return torch.rand(batch, generator=generator, device=self.device)[share]
 
-        settings, drop_all = self.settings, uniform() < self.settings.drop_all
-        return Draw(
-            posterior=normal(),
-            noise=normal(),
-            level=uniform(),
-            drop_embedding=drop_all | (uniform() < settings.drop_embedding),
-            drop_labels=drop_all | (uniform() < settings.drop_labels),
-        )
+        drop_all = uniform() < self.condition.drop_all
+        return Draw(normal(), normal(), uniform(), {
+            name: drop_all | (uniform() < getattr(self.condition, f"drop_{name}")) for name in CONDITIONS})
 
-    def losses(self, model: nn.Module, latents: Tensor, embedding: Tensor, labels: Tensor, draw: Draw) -> Tensor:
-        """Weighted distances (B,) of the predictions for clean `latents` (B, c, h, w) of unit variance."""
+    def losses(self, model: nn.Module, latents: Tensor, given: dict[str, Tensor], draw: Draw) -> Tensor:
+        """Weighted distances (B,) of the predictions for clean `latents` (B, c, h, w) of unit variance.
+
+        `given` holds the conditions (B, ...) by name.
+        """
         task = self.process.task(latents, draw.noise, draw.level)
         dtype = next(model.parameters()).dtype
-        predicted = model(task.noisy.to(dtype), task.timesteps,
-                          (embedding, labels, draw.drop_embedding, draw.drop_labels)).float()
+        noisy = task.noisy.to(dtype, memory_format=self.layout)
+        predicted = model(noisy, task.timesteps, given, draw.drop).float()
         distance = {
             "l2": lambda: F.mse_loss(predicted, task.target, reduction="none"),
             "l1": lambda: F.l1_loss(predicted, task.target, reduction="none"),

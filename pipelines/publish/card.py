@@ -42,7 +42,7 @@ def generator_card(settings: Settings, figures: Figures, record: dict[str, Any],
     header = ModelCardData(license=settings.publish.license, library_name="diffusers",
                            tags=["medical", "chest-x-ray", "diffusion", "rayograph"])
     labels = figures.get("ingest", {}).get("labels", {})
-    known = labels and settings.denoiser.use_labels
+    known = labels and settings.condition.labels
     example = f'\nimages = pipe(labels=["{next(iter(labels))}"]).images' if known else ""
     train, autoencoder = figures.get("train", {}), figures.get("autoencoder", {})
     training = _table(("training", "figure"), [

@@ -14,7 +14,7 @@ from pipelines.compose import load_settings
 from pipelines.generator.autoencoder import build as build_autoencoder
 from pipelines.generator.components.encoder import Encoder
 from pipelines.generator.denoiser import build
-from pipelines.generator.export import load_pipeline, save_pipeline
+from pipelines.generator.export import assemble, load_pipeline, save_pipeline
 from pipelines.generator.objective import process
 from synth.sampler import Sampler
 from synth.strategies import Condition
@@ -26,28 +26,27 @@ def main() -> None:
     settings = load_settings("profile=demo")
     batch, steps, guidance = settings.sample.batch, settings.sample.steps, settings.sample.guidance
     with tempfile.TemporaryDirectory() as aside:
-        denoiser = build(settings.denoiser, LATENT, WIDTH, ["a", "b"])
-        save_pipeline(Path(aside), vae=build_autoencoder(settings.autoencoder, settings.data.size), unet=denoiser.unet,
-                      scheduler=process(settings.objective, "cpu").scheduler(), conditioner=denoiser.conditioner,
-                      encoder=Encoder(options=settings.encoder.options), num_inference_steps=steps,
-                      guidance_scale=guidance)
+        denoiser = build(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, ["a", "b"])
+        save_pipeline(Path(aside), assemble(
+            vae=build_autoencoder(settings.autoencoder, settings.data.size), denoiser=denoiser,
+            scheduler=process(settings.objective, "cpu").scheduler(),
+            encoder=Encoder(options=settings.encoder.options), num_inference_steps=steps, guidance_scale=guidance))
         sampler = Sampler(Folder(aside), steps, guidance, batch)
         bare = load_pipeline(Path(aside))
     dtype = sampler.pipeline.unet.dtype
     bare.unet.to(dtype)
     bare.conditioner.to(dtype)
     embedding = np.random.default_rng(0).normal(size=WIDTH).astype(np.float32)
-    condition = Condition(embedding, np.array([1, 0], np.float32), ())
+    condition = Condition({"embedding": embedding, "labels": np.array([1, 0], np.float32)}, ())
 
     def ours() -> int:
         return len(sampler.sample([condition] * batch, 0, range(batch)))
 
     @torch.no_grad()
     def baseline() -> int:
-        embedding, labels = torch.randn(batch, WIDTH), torch.zeros(batch, 2)
-        keep, drop = torch.zeros(batch, dtype=torch.bool), torch.ones(batch, dtype=torch.bool)
-        context = torch.cat([bare.conditioner(embedding, labels, drop, drop),
-                             bare.conditioner(embedding, labels, keep, keep)])
+        given = {"embedding": torch.randn(batch, WIDTH), "labels": torch.zeros(batch, 2)}
+        context = torch.cat([bare.conditioner(given, dict.fromkeys(given, torch.full((batch,), dropped)))
+                             for dropped in (True, False)])
         latents = torch.randn(batch, *LATENT)
         bare.scheduler.set_timesteps(steps)
         for t in bare.scheduler.timesteps:

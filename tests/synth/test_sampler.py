@@ -18,7 +18,7 @@ from pipelines.data.tables import read_table, write_shard
 from pipelines.generator.autoencoder import build as build_autoencoder
 from pipelines.generator.components.encoder import Encoder
 from pipelines.generator.denoiser import build
-from pipelines.generator.export import save_pipeline
+from pipelines.generator.export import assemble, save_pipeline
 from pipelines.generator.objective import process
 from synth import fanout
 from synth.sampler import Sampler
@@ -34,11 +34,11 @@ def job(tiny, tmp_path):
 
     settings, root = tiny(), Folder(str(tmp_path))
     torch.manual_seed(0)
-    denoiser = build(settings.denoiser, (4, 8, 8), WIDTH, LABELS)
-    save_pipeline(Path(tmp_path / "generator"), vae=build_autoencoder(settings.autoencoder, 32), unet=denoiser.unet,
-                  scheduler=process(settings.objective, "cpu").scheduler(), conditioner=denoiser.conditioner,
-                  encoder=Encoder(image_size=32, options=settings.encoder.options), num_inference_steps=4,
-                  guidance_scale=2.0)
+    denoiser = build(settings.denoiser, settings.condition, (4, 8, 8), {"embedding": (WIDTH,)}, LABELS)
+    save_pipeline(Path(tmp_path / "generator"), assemble(
+        vae=build_autoencoder(settings.autoencoder, 32), denoiser=denoiser,
+        scheduler=process(settings.objective, "cpu").scheduler(),
+        encoder=Encoder(image_size=32, options=settings.encoder.options), num_inference_steps=4, guidance_scale=2.0))
     random = np.random.default_rng(0)
     latents = pa.FixedShapeTensorArray.from_numpy_ndarray(random.normal(size=(10, 4, 8, 8)).astype(np.float16))
     embeddings = pa.FixedShapeTensorArray.from_numpy_ndarray(random.normal(size=(10, WIDTH)).astype(np.float16))
@@ -56,8 +56,8 @@ def job(tiny, tmp_path):
 def test_image_k_does_not_depend_on_the_batch_it_is_sampled_in(job):
     sampler = Sampler(job("corpus").generator, steps=4, guidance=2.0, batch=4)
     random = np.random.default_rng(0)
-    conditions = [Condition(random.normal(size=WIDTH).astype(np.float32), np.eye(2, dtype=np.float32)[k % 2], ())
-                  for k in range(6)]
+    conditions = [Condition({"embedding": random.normal(size=WIDTH).astype(np.float32),
+                             "labels": np.eye(2, dtype=np.float32)[k % 2]}, ()) for k in range(6)]
     together = sampler.sample(conditions, 0, range(6))
     assert together.dtype == np.uint8
     assert together.shape == (6, 32, 32)

@@ -1,4 +1,5 @@
-"""Turns an image embedding and labels into cross-attention tokens. Standalone: copied as is into published folders."""
+"""Turns what is known of an image into what a denoiser is conditioned on. Standalone: copied as is into published
+folders."""
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -6,60 +7,100 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 
-class Conditioner(ModelMixin, ConfigMixin):
-    """Projects an embedding to `embedding_tokens` tokens and labels, where there are any, to one more.
+class Tokens(nn.Module):
+    """Vectors (B, N, inputs) as (B, N * count, width) cross-attention tokens, or a learned null in their place."""
 
-    Each of the two has a learned null that stands in where it is dropped. Every parameter takes part in every
-    `forward`, whatever is dropped, so gradients never go missing under DDP or ZeRO.
+    def __init__(self, inputs: int, vectors: int, count: int, width: int, normalised: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(inputs) if normalised else nn.Identity()
+        self.project = nn.Linear(inputs, count * width)
+        self.place = nn.Parameter(torch.zeros(1, vectors * count, width)) if vectors > 1 else None
+        self.null = nn.Parameter(torch.randn(1, vectors * count, width) * 0.02)
+
+    def forward(self, vectors: Tensor, drop: Tensor) -> Tensor:
+        """Tokens in the parameters' dtype; `drop` (B,) is True where the null stands in."""
+        projected = self.project(self.norm(vectors.to(self.null.dtype))).reshape(-1, *self.null.shape[1:])
+        if self.place is not None:
+            projected = projected + self.place
+        return torch.where(drop[:, None, None], self.null.to(projected.dtype), projected)
+
+
+class Conditioner(ModelMixin, ConfigMixin):
+    """An image embedding, patch features and labels as cross-attention tokens; a mask as channels beside the noise.
+
+    Every parameter takes part in every call, whatever is dropped, so gradients never go missing under DDP or ZeRO.
+    Without any token there is a constant one.
 
     Args:
+        cross_attention_dim: width C of a token, the denoiser's `cross_attention_dim`.
         embedding_dim: width E of the image embedding.
-        cross_attention_dim: width C of a token, the U-Net's `cross_attention_dim`.
-        embedding_tokens: tokens one embedding becomes.
+        embedding_tokens: tokens one embedding becomes; 0 for none.
+        patch_tokens: patch features of width E, one token each; 0 for none.
         labels: label names in the order of the multi-hot columns (`config.labels`); empty for no label token.
+        mask_channels: structures K of the mask; 0 for none.
 
     Raises:
-        ValueError: on a size below 1 or a repeated label name.
+        ValueError: on a negative size, a width below 1 or a repeated label name.
     """
 
     @register_to_config
     def __init__(
         self,
-        embedding_dim: int,
         cross_attention_dim: int,
+        embedding_dim: int,
         embedding_tokens: int = 4,
+        patch_tokens: int = 0,
         labels: tuple[str, ...] | list[str] = (),
+        mask_channels: int = 0,
     ) -> None:
         super().__init__()
-        if min(embedding_dim, cross_attention_dim, embedding_tokens) < 1:
-            raise ValueError("embedding_dim, cross_attention_dim and embedding_tokens must be at least 1")
+        if min(cross_attention_dim, embedding_dim) < 1 or min(embedding_tokens, patch_tokens, mask_channels) < 0:
+            raise ValueError("cross_attention_dim and embedding_dim must be at least 1, the counts not negative")
         if len(set(labels)) != len(labels):
             raise ValueError(f"label names repeat: {list(labels)}")
-        self.norm = nn.LayerNorm(embedding_dim)
-        self.embedding_proj = nn.Linear(embedding_dim, embedding_tokens * cross_attention_dim)
-        self.null_embedding = nn.Parameter(torch.randn(1, embedding_tokens, cross_attention_dim) * 0.02)
-        self.label_proj = nn.Linear(len(labels), cross_attention_dim) if labels else None
-        self.null_label = nn.Parameter(torch.randn(1, 1, cross_attention_dim) * 0.02) if labels else None
+        width, self.parts = cross_attention_dim, nn.ModuleDict()
+        if embedding_tokens:
+            self.parts["embedding"] = Tokens(embedding_dim, 1, embedding_tokens, width, normalised=True)
+        if patch_tokens:
+            self.parts["patches"] = Tokens(embedding_dim, patch_tokens, 1, width, normalised=True)
+        if labels:
+            self.parts["labels"] = Tokens(len(labels), 1, 1, width, normalised=False)
+        self.constant = None if self.parts else nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.null_mask = nn.Parameter(torch.zeros(1, mask_channels, 1, 1)) if mask_channels else None
 
-    def forward(self, embedding: Tensor, labels: Tensor, drop_embedding: Tensor, drop_labels: Tensor) -> Tensor:
-        """Returns the condition tokens (B, T, C) in the parameters' dtype; T counts the label token if there is one.
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The conditions this generator knows and the shape of each for one image; a mask's sides are the latent's."""
+        config = self.config
+        known = {"embedding": (config.embedding_dim,), "patches": (config.patch_tokens, config.embedding_dim),
+                 "labels": (len(config.labels),)}
+        shapes = {name: known[name] for name in self.parts}
+        return shapes if self.null_mask is None else shapes | {"mask": (config.mask_channels, -1, -1)}
+
+    def forward(self, given: dict[str, Tensor], drop: dict[str, Tensor]) -> Tensor:
+        """Returns the condition tokens (B, T, C) in the parameters' dtype.
 
         Args:
-            embedding: (B, E) floats of any scale; finite also where dropped.
-            labels: (B, L) multi-hot floats; ignored (may be (B, 0)) where the conditioner has no labels.
-            drop_embedding: (B,) bools, True where the null tokens stand in for the embedding.
-            drop_labels: (B,) bools, True where the null token stands in for the labels.
+            given: floats (B, ...) for every name of `shapes` (labels multi-hot), finite also where dropped.
+            drop: bools (B,) for every name of `shapes`, True where the null stands in.
         """
-        dtype = self.null_embedding.dtype
-        projected = self.embedding_proj(self.norm(embedding.to(dtype))).unflatten(1, self.null_embedding.shape[1:])
-        tokens = torch.where(drop_embedding[:, None, None], self.null_embedding.to(projected.dtype), projected)
-        if self.label_proj is None or self.null_label is None:
-            return tokens
-        label = self.label_proj(labels.to(dtype)).unsqueeze(1)
-        label = torch.where(drop_labels[:, None, None], self.null_label.to(label.dtype), label)
-        return torch.cat([tokens, label], dim=1)
+        if self.constant is not None:
+            batch = len(next(iter(drop.values()))) if drop else 1
+            return self.constant.expand(batch, -1, -1)
+        return torch.cat([part(_rows(given[name]), drop[name]) for name, part in self.parts.items()], dim=1)
 
-    def null(self, batch: int) -> Tensor:
-        """Returns the tokens (batch, T, C) of the null condition: neither embedding nor labels."""
-        label = [] if self.null_label is None else [self.null_label]
-        return torch.cat([self.null_embedding, *label], dim=1).expand(batch, -1, -1)
+    def beside(self, noisy: Tensor, given: dict[str, Tensor], drop: dict[str, Tensor]) -> Tensor:
+        """Returns the denoiser's input: `noisy` (B, c, h, w), and the K channels of the mask where there is one.
+
+        A mask of negative values is one that is not known: the null stands in for it as where it is dropped.
+        """
+        if self.null_mask is None:
+            return noisy
+        unknown = drop["mask"] | (given["mask"].flatten(1).amin(1) < 0)
+        mask = torch.where(unknown[:, None, None, None], self.null_mask, given["mask"].to(self.null_mask.dtype))
+        return torch.cat([noisy, mask.to(noisy.dtype)], dim=1)
+
+
+def _rows(value: Tensor) -> Tensor:
+    """(B, inputs) or (B, N, inputs) as the latter."""
+    return value if value.ndim == 3 else value.unsqueeze(1)

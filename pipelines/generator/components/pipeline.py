@@ -1,11 +1,12 @@
 """Samples chest X-rays from a published generator. Standalone: copied as is into published folders."""
 
 import inspect
+import math
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, ModelMixin, UNet2DConditionModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
@@ -40,26 +41,49 @@ def to_gray(image: Image.Image | Tensor) -> Tensor:
 
 
 class RayographPipeline(DiffusionPipeline):
-    """Latent diffusion of one-channel images, conditioned on image embeddings, labels, both or nothing.
+    """Diffusion of one-channel images, conditioned on image embeddings, patch features, labels, masks or nothing.
 
-    `num_inference_steps` and `guidance_scale` (1 or less is no guidance) hold for calls that name none.
+    The denoiser is a `unet` or a `transformer`. `num_inference_steps` and `guidance_scale` (1 or less is no guidance)
+    hold for calls that name none.
     """
 
-    model_cpu_offload_seq = "encoder->conditioner->unet->vae"
+    model_cpu_offload_seq = "encoder->conditioner->unet->transformer->vae"
+    _optional_components = ("unet", "transformer")
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        unet: UNet2DConditionModel,
+        vae: ModelMixin,
         scheduler: Any,
         conditioner: ModelMixin,
         encoder: ModelMixin,
+        unet: ModelMixin | None = None,
+        transformer: ModelMixin | None = None,
         num_inference_steps: int = 20,
         guidance_scale: float = 2.0,
     ) -> None:
         super().__init__()
-        self.register_modules(vae=vae, unet=unet, scheduler=scheduler, conditioner=conditioner, encoder=encoder)
+        if (unet is None) == (transformer is None):
+            raise ValueError("a generator has either a unet or a transformer")
+        self.register_modules(vae=vae, unet=unet, transformer=transformer, scheduler=scheduler,
+                              conditioner=conditioner, encoder=encoder)
         self.register_to_config(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+
+    @property
+    def denoiser(self) -> ModelMixin:
+        return self.transformer if self.unet is None else self.unet
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image's latent."""
+        config = self.denoiser.config
+        return config.out_channels, config.sample_size, config.sample_size
+
+    def _sized(self, image: Images) -> Tensor:
+        """The images (B, 1, S, S) float32 in [0, 1] on the device, resized to the size the generator samples."""
+        size = (self.vae.config.sample_size,) * 2
+        grays = map(to_gray, image if isinstance(image, list | tuple) else [image])
+        sized = [F.interpolate(gray, size=size, mode="bilinear", antialias=True, align_corners=False) for gray in grays]
+        return torch.cat(sized).to(self._execution_device)
 
     @torch.no_grad()
     def embed(self, image: Images) -> Tensor:
@@ -67,20 +91,40 @@ class RayographPipeline(DiffusionPipeline):
 
         Images are resized (bilinear, antialiased) to the size the generator samples.
         """
-        size = (self.vae.config.sample_size,) * 2
-        grays = map(to_gray, image if isinstance(image, list | tuple) else [image])
-        sized = [F.interpolate(gray, size=size, mode="bilinear", antialias=True, align_corners=False) for gray in grays]
-        return self.encoder.embed(torch.cat(sized).to(self._execution_device))
+        return self.encoder.embed(self._sized(image))
+
+    @torch.no_grad()
+    def embed_patches(self, image: Images) -> Tensor:
+        """Returns the patch features (B, P, D) of images, as `embed` takes them, for a generator that knows them."""
+        grid = math.isqrt(self.conditioner.config.patch_tokens)
+        return self.encoder.embed_patches(self._sized(image), grid)[1]
+
+    def encode_mask(self, mask: Image.Image | Tensor) -> Tensor:
+        """Returns the share of each structure in each place of the latent, (B, K, h, w) float32.
+
+        `mask` is one map of numbers (PIL mode L, or integers (H, W)), 0 for none and k for the k-th structure, or a
+        batch (B, H, W) of them; or it is (B, K, h, w) floats already. Raises ValueError on another shape or number.
+        """
+        structures, place = self.conditioner.config.mask_channels, self.latent[1:]
+        mask = torch.from_numpy(np.array(mask)) if isinstance(mask, Image.Image) else mask
+        if mask.is_floating_point():
+            if mask.ndim != 4 or list(mask.shape[1:]) != [structures, *place]:
+                raise ValueError(f"a mask of floats must be (B, {structures}, {place[0]}, {place[1]}), not "
+                                 f"{tuple(mask.shape)}")
+            return mask.float()
+        maps = mask[None] if mask.ndim == 2 else mask
+        if maps.ndim != 3 or int(maps.max()) > structures:
+            raise ValueError(f"a mask must be (H, W) or (B, H, W) of numbers up to {structures}")
+        planes = torch.stack([maps == k + 1 for k in range(structures)], dim=1)
+        return F.adaptive_avg_pool2d(planes.float(), place)
 
     def encode_labels(self, labels: Labels) -> Tensor:
         """Returns multi-hot labels (B, L) float32, the columns in the order of `conditioner.config.labels`.
 
         `labels` are the names that hold for one image, a list of such lists, or (B, L) itself; no name is not the null
-        condition. Raises ValueError on an unknown name, another width, or a generator without labels.
+        condition. Raises ValueError on an unknown name or another width.
         """
         known = list(self.conditioner.config.labels)
-        if not known:
-            raise ValueError("this generator has no labels")
         if isinstance(labels, Tensor):
             if labels.ndim != 2 or labels.shape[1] != len(known):
                 raise ValueError(f"labels must be (B, {len(known)}), not {tuple(labels.shape)}")
@@ -92,19 +136,20 @@ class RayographPipeline(DiffusionPipeline):
             raise ValueError(f"unknown labels {unknown}; known are {known}")
         return torch.tensor([[float(name in row) for name in known] for row in rows])
 
-    def _tokens(self, embedding: Tensor | None, labels: Tensor | None, batch: int, guided: bool) -> Tensor:
-        """Condition tokens (B, T, C), or (2B, T, C) with the null condition's first where guided."""
-        config, device = self.conditioner.config, self._execution_device
-        inputs, drops = [], []
-        for given, width in ((embedding, config.embedding_dim), (labels, len(config.labels))):
-            value = (torch.zeros(1, width) if given is None else given).to(device, torch.float32).expand(batch, -1)
-            drop = torch.full((batch,), given is None, device=device)
-            inputs.append(torch.cat([torch.zeros_like(value), value]) if guided else value)
-            drops.append(torch.cat([torch.ones_like(drop), drop]) if guided else drop)
-        return self.conditioner(*inputs, *drops).to(self.unet.dtype)
+    def _given(self, conditions: dict[str, Tensor], batch: int, guided: bool) -> tuple[dict, dict]:
+        """What the conditioner takes: values and drops of (B, ...), or of 2B with the null's first where guided."""
+        given, drops = {}, {}
+        for name, shape in self.conditioner.shapes.items():
+            shape = (shape[0], *self.latent[1:]) if name == "mask" else shape
+            value = conditions.get(name, torch.zeros(1, *shape)).to(self._execution_device, torch.float32)
+            value = value.expand(batch, *shape)
+            drop = torch.full((batch,), name not in conditions, device=value.device)
+            given[name] = torch.cat([torch.zeros_like(value), value]) if guided else value
+            drops[name] = torch.cat([torch.ones_like(drop), drop]) if guided else drop
+        return given, drops
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 1, H, W) float32 in [0, 1] of the U-Net's latents."""
+        """Images (B, 1, H, W) float32 in [0, 1] of the denoiser's latents."""
         config = self.vae.config
         latents = latents / config.scaling_factor
         if config.latents_mean is not None and config.latents_std is not None:
@@ -115,9 +160,12 @@ class RayographPipeline(DiffusionPipeline):
         pixels = self.vae.decode(latents.to(self.vae.dtype)).sample.float().mean(1, keepdim=True)
         return (pixels / 2 + 0.5).clamp(0, 1)
 
-    def _denoise(self, latents: Tensor, tokens: Tensor, steps: int, scale: float, generator: Any) -> Tensor:
+    def _denoise(self, latents: Tensor, given: dict, drop: dict, steps: int, scale: float, generator: Any) -> Tensor:
         """Runs the scheduler, on the CPU so that the loop never waits for the device, over float32 latents."""
-        guided, scheduler = len(tokens) > len(latents), self.scheduler
+        denoiser, scheduler = self.denoiser, self.scheduler
+        tokens = self.conditioner(given, drop).to(denoiser.dtype)
+        guided = len(tokens) > len(latents)
+        tokens = tokens.expand(len(tokens) if guided else len(latents), -1, -1)
         scheduler.set_timesteps(steps)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
@@ -127,9 +175,10 @@ class RayographPipeline(DiffusionPipeline):
         placed = scheduler.timesteps.to(latents.device)
         with self.progress_bar(total=len(placed)) as progress:
             for timestep, placed_timestep in zip(scheduler.timesteps, placed, strict=True):
-                sample = scale_input(latents, timestep).to(self.unet.dtype)
+                sample = scale_input(latents, timestep).to(denoiser.dtype)
                 sample = torch.cat([sample, sample]) if guided else sample
-                output = self.unet(sample, placed_timestep, encoder_hidden_states=tokens).sample.float()
+                output = denoiser(self.conditioner.beside(sample, given, drop), encoder_hidden_states=tokens,
+                                  timestep=placed_timestep.expand(len(sample))).sample.float()
                 if guided:
                     unconditional, conditional = output.chunk(2)
                     output = torch.lerp(unconditional, conditional, float(scale))
@@ -143,6 +192,8 @@ class RayographPipeline(DiffusionPipeline):
         image: Images | None = None,
         embedding: Tensor | None = None,
         labels: Labels | None = None,
+        patches: Tensor | None = None,
+        mask: Image.Image | Tensor | None = None,
         batch_size: int = 1,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -154,9 +205,12 @@ class RayographPipeline(DiffusionPipeline):
         """Samples B images. A condition of one row serves all of them; otherwise the rows are B.
 
         Args:
-            image: what `embed` takes: sample images of the same embedding. Not with `embedding`.
+            image: what `embed` takes: sample images of the same embedding and patch features, where the generator
+                knows them. Not with `embedding` or `patches`.
             embedding: (B, E), as `embed` gives it.
             labels: what `encode_labels` takes.
+            patches: (B, P, E), as `embed_patches` gives them.
+            mask: what `encode_mask` takes.
             batch_size: B where no condition, latent or list of generators has more than one row.
             num_inference_steps: denoising steps; the generator's default if None.
             guidance_scale: the generator's default if None; without effect on the null condition.
@@ -166,32 +220,27 @@ class RayographPipeline(DiffusionPipeline):
             return_dict: False for a plain tuple `(images,)`.
 
         Raises:
-            ValueError, TypeError: as `embed` and `encode_labels`, or where two arguments do not fit each other.
+            ValueError, TypeError: as `embed`, `encode_labels` and `encode_mask`, where the generator does not know a
+                condition, or where two arguments do not fit each other.
         """
         if output_type not in ("pil", "pt", "np", "latent"):
             raise ValueError(f"output_type must be pil, pt, np or latent, not {output_type!r}")
-        if image is not None and embedding is not None:
-            raise ValueError("give either image or embedding, not both")
-        embedding = embedding if image is None else self.embed(image)
-        labels = None if labels is None else self.encode_labels(labels)
-        width = self.conditioner.config.embedding_dim
-        if embedding is not None and (embedding.ndim != 2 or embedding.shape[1] != width):
-            raise ValueError(f"embedding must be (B, {width}), not {tuple(embedding.shape)}")
-        conditions = [c for c in (embedding, labels) if c is not None]
+        asked = {"image": image, "embedding": embedding, "labels": labels, "patches": patches, "mask": mask}
+        conditions = self._conditions({name: value for name, value in asked.items() if value is not None})
         seeded = [s for s in (latents, generator) if isinstance(s, Tensor | list)]
-        rows = max([batch_size, *(len(value) for value in conditions + seeded)])
-        if any(n not in (1, rows) for n in (batch_size, *map(len, conditions))) or any(len(s) != rows for s in seeded):
+        counts = [len(value) for value in conditions.values()]
+        rows = max([batch_size, *counts, *map(len, seeded)])
+        if any(n not in (1, rows) for n in (batch_size, *counts)) or any(len(s) != rows for s in seeded):
             raise ValueError(f"of {rows} images, conditions give 1 or {rows} rows, latents and generators all {rows}")
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        tokens = self._tokens(embedding, labels, rows, guided=bool(conditions) and scale > 1)
+        given, drop = self._given(conditions, rows, guided=bool(conditions) and scale > 1)
 
-        size, device = self.unet.config.sample_size, self._execution_device
-        shape = (rows, self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        shape, device = (rows, *self.latent), self._execution_device
         latents = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents must be {shape}, not {tuple(latents.shape)}")
-        latents = self._denoise(latents.to(device, torch.float32), tokens, steps, scale, generator)
+        latents = self._denoise(latents.to(device, torch.float32), given, drop, steps, scale, generator)
         images: Any = latents if output_type == "latent" else self._decode(latents)
         self.maybe_free_model_hooks()
         if output_type in ("np", "pil"):
@@ -199,3 +248,24 @@ class RayographPipeline(DiffusionPipeline):
         if output_type == "pil":
             images = [Image.fromarray((pixels[..., 0] * 255).round().astype(np.uint8)) for pixels in images]
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _conditions(self, asked: dict[str, Any]) -> dict[str, Tensor]:
+        """The conditions of a call as the tensors (B, ...) that the conditioner knows."""
+        known = self.conditioner.shapes
+        if "image" in asked:
+            if {"embedding", "patches"} & asked.keys():
+                raise ValueError("give either image or its embedding and patches, not both")
+            image, makers = asked.pop("image"), {"embedding": self.embed, "patches": self.embed_patches}
+            asked |= {name: make(image) for name, make in makers.items() if name in known}
+            if not makers.keys() & known.keys():
+                raise ValueError("this generator is not conditioned on images")
+        if unknown := asked.keys() - known.keys():
+            raise ValueError(f"this generator is not conditioned on {sorted(unknown)} but on {sorted(known)}")
+        for name, encode in (("labels", self.encode_labels), ("mask", self.encode_mask)):
+            if name in asked:
+                asked[name] = encode(asked[name])
+        for name in asked.keys() & {"embedding", "patches"}:
+            if tuple(asked[name].shape[1:]) != known[name]:
+                raise ValueError(f"{name} must be (B, {', '.join(map(str, known[name]))}), not "
+                                 f"{tuple(asked[name].shape)}")
+        return asked

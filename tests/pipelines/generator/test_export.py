@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, schedulers
+from diffusers import AutoencoderKL, schedulers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipelines.generator.components.conditioner import Conditioner
 from pipelines.generator.components.encoder import Encoder
-from pipelines.generator.export import load_pipeline, save_pipeline, verify
+from pipelines.generator.components.pixels import Pixels
+from pipelines.generator.denoiser import build
+from pipelines.generator.export import assemble, load_pipeline, save_pipeline, verify
+from pipelines.generator.objective import process
+from pipelines.settings import Condition, Denoiser, Objective
 
 LABELS = ["Effusion", "Mass"]
 ALONE = """
@@ -56,20 +60,27 @@ def modules() -> dict:
     latents = {"scaling_factor": 0.8, "latents_mean": (0.1, 0.2, 0.3, 0.4), "latents_std": (1.0, 2.0, 3.0, 4.0)}
     sizes = {"sample_size": 32, "block_out_channels": (16, 32, 32), "norm_num_groups": 8}
     vae = AutoencoderKL(in_channels=1, out_channels=1, **blocks, **latents, **sizes)
-    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
-    blocks = {"down_block_types": down, "up_block_types": up, "layers_per_block": 1}
-    sizes = {"sample_size": 8, "block_out_channels": (16, 32), "norm_num_groups": 8, "attention_head_dim": 8}
-    unet = UNet2DConditionModel(cross_attention_dim=24, **blocks, **sizes)
     encoder = Encoder(image_size=32, options={"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2})
-    conditioner = Conditioner(encoder.embedding_dim, 24, labels=LABELS)
-    models = {"vae": vae, "unet": unet, "conditioner": conditioner, "encoder": encoder}
-    return {name: model.eval() for name, model in models.items()}
+    return {"vae": vae.eval(), "encoder": encoder.eval()}
+
+
+UNET = Denoiser(channels=[16, 32], attention=[True, False], norm_groups=8, head_dim=8, cross_attention_dim=24)
+DIT = Denoiser(architecture="dit", width=32, layers=2, head_dim=8, cross_attention_dim=24)
+SHAPES = {"embedding": (16,), "patches": (4, 16), "mask": (3, 8, 8)}
+
+
+def generator(modules: dict, network: Denoiser = UNET, condition: Condition | None = None):
+    torch.manual_seed(0)
+    denoiser = build(network, condition or Condition(), (4, 8, 8), SHAPES, LABELS).eval()
+    for parameter in denoiser.parameters():  # what starts at zero would hide what it is multiplied with
+        torch.nn.init.normal_(parameter, std=0.1)
+    return assemble(**modules, denoiser=denoiser, num_inference_steps=3, guidance_scale=1.5,
+                    scheduler=schedulers.DPMSolverMultistepScheduler(prediction_type="v_prediction"))
 
 
 @pytest.fixture
 def folder(modules: dict, tmp_path: Path) -> Path:
-    scheduler = schedulers.DPMSolverMultistepScheduler(prediction_type="v_prediction")
-    save_pipeline(tmp_path / "e", **modules, scheduler=scheduler, num_inference_steps=3, guidance_scale=1.5)
+    save_pipeline(tmp_path / "e", generator(modules))
     return tmp_path / "e"
 
 
@@ -166,30 +177,87 @@ def test_bad_arguments_are_named(folder: Path) -> None:
 
 
 def test_verify_accepts_the_export_and_names_damage(folder: Path, modules: dict) -> None:
-    verify(folder, modules["unet"], modules["conditioner"])
+    made_of = generator(modules)
+    verify(folder, made_of)
     for component, value, message in (("vae", float("nan"), "vae.*not finite"), ("unet", 5.0, "unet.*conv_in.bias")):
         file = folder / component / "diffusion_pytorch_model.safetensors"
         weights = load_file(file)
         key = next(k for k in weights if k.endswith("conv_in.bias"))
         save_file({**weights, key: torch.full_like(weights[key], value)}, file)
         with pytest.raises(RuntimeError, match=message):
-            verify(folder, modules["unet"], modules["conditioner"])
+            verify(folder, made_of)
         save_file({k: v for k, v in weights.items() if k != key}, file)
         with pytest.raises(RuntimeError, match=f"{component}.*conv_in.bias"):
-            verify(folder, modules["unet"], modules["conditioner"])
+            verify(folder, made_of)
         save_file(weights, file)
 
 
 @pytest.mark.parametrize("labels", [[], LABELS])
 def test_conditioner_nulls_and_gradients(labels: list[str]) -> None:
-    conditioner = Conditioner(16, 24, labels=labels).to(torch.bfloat16)
-    embedding, hot, drop = torch.randn(2, 16), torch.ones(2, len(labels)), torch.tensor([True, True])
-    tokens = conditioner(embedding, hot, drop, drop)
-    assert tokens.shape == (2, 4 + bool(labels), 24)
-    assert torch.equal(tokens, conditioner.null(2))
-    tokens.sum().backward()
+    conditioner = Conditioner(24, 16, patch_tokens=9, labels=labels, mask_channels=2).to(torch.bfloat16)
+    given = {"embedding": torch.randn(2, 16), "patches": torch.randn(2, 9, 16), "labels": torch.ones(2, len(labels)),
+             "mask": torch.rand(2, 2, 4, 4)}
+    drop = dict.fromkeys(given, torch.tensor([True, True]))
+    keep = {name: ~value for name, value in drop.items()}
+    tokens, noisy = conditioner(given, drop), torch.randn(2, 3, 4, 4)
+    assert tokens.shape == (2, 4 + 9 + bool(labels), 24)
+    assert torch.equal(tokens[0], tokens[1])
+    beside = conditioner.beside(noisy, given, drop)
+    assert torch.equal(beside[:, :3], noisy)
+    assert torch.equal(beside[:, 3:], conditioner.null_mask.expand(2, 2, 4, 4).float())
+    (tokens.sum() + beside.sum()).backward()
     assert all(parameter.grad is not None for parameter in conditioner.parameters())
-    assert not torch.equal(conditioner(embedding, hot, ~drop, ~drop), tokens)
+    assert not torch.equal(conditioner(given, keep), tokens)
+    assert torch.equal(conditioner.beside(noisy, given, keep)[:, 3:], given["mask"].bfloat16().float())
+    given["mask"][1] = -1  # an image without a mask
+    assert torch.equal(conditioner.beside(noisy, given, keep)[1], beside[1])
+
+
+def test_without_any_condition_there_is_a_constant_token() -> None:
+    conditioner = Conditioner(24, 16, embedding_tokens=0)
+    assert conditioner.shapes == {}
+    assert conditioner({}, {"embedding": torch.tensor([True, False])}).shape == (2, 1, 24)
+
+
+@pytest.mark.parametrize("network", [UNET, DIT], ids=["unet", "dit"])
+@pytest.mark.parametrize("condition", [
+    Condition(), Condition(embedding_tokens=0, labels=False),
+    Condition(embedding_tokens=1, patches=True, labels=False, mask=True),
+], ids=["usual", "none", "patches-mask"])
+def test_every_kind_of_generator_is_exported_and_samples(modules, tmp_path, network, condition) -> None:
+    made_of = generator(modules, network, condition)
+    save_pipeline(tmp_path / "e", made_of)
+    verify(tmp_path / "e", made_of)
+    pipeline = load(tmp_path / "e")
+    known = pipeline.conditioner.shapes
+    plain = pipeline(generator=seeds(0)[0], output_type="pt").images
+    assert plain.shape == (1, 1, 32, 32)
+    if "embedding" in known:
+        around = pipeline(image=torch.rand(32, 32), generator=seeds(0)[0], output_type="pt").images
+        assert not torch.equal(around, plain)
+    else:
+        with pytest.raises(ValueError, match="not conditioned on"):
+            pipeline(image=torch.rand(32, 32))
+    if "mask" in known:
+        mask = torch.zeros(32, 32, dtype=torch.uint8)
+        mask[8:16, 8:16] = 3
+        masked = pipeline(mask=mask, generator=seeds(0)[0], output_type="pt").images
+        assert not torch.equal(masked, plain)
+        assert pipeline.encode_mask(mask)[0, 2, 2, 2] == 1
+        with pytest.raises(ValueError, match="numbers up to 3"):
+            pipeline.encode_mask(mask + 1)
+
+
+def test_pixels_stand_in_for_an_autoencoder(modules, tmp_path) -> None:
+    denoiser = build(DIT, Condition(), (1, 32, 32), SHAPES, LABELS)
+    made_of = assemble(vae=Pixels(32, [0.1], [0.5]), encoder=modules["encoder"], denoiser=denoiser,
+                       scheduler=schedulers.DPMSolverMultistepScheduler(), num_inference_steps=2, guidance_scale=1.0)
+    save_pipeline(tmp_path / "e", made_of)
+    verify(tmp_path / "e", made_of)
+    pipeline, images = load(tmp_path / "e"), torch.rand(2, 1, 32, 32)
+    latents = (pipeline.vae.encode(images * 2 - 1).latent_dist.sample() - 0.1) / 0.5
+    assert torch.allclose(pipeline._decode(latents), images, atol=1e-6)
+    assert pipeline(output_type="pt").images.shape == (1, 1, 32, 32)
 
 
 def test_encoder_takes_crops_of_another_size() -> None:
@@ -197,3 +265,19 @@ def test_encoder_takes_crops_of_another_size() -> None:
     crops = torch.rand(2, 1, 16, 16)
     assert encoder(crops).shape == encoder(crops, resize=False).shape == (2, encoder.embedding_dim)
     assert not torch.allclose(encoder(crops), encoder(crops, resize=False))
+
+
+@pytest.mark.parametrize("objective", [
+    Objective(), Objective(prediction="epsilon"), Objective(prediction="sample"), Objective(process="edm"),
+    Objective(process="flow"),
+], ids=["v", "epsilon", "sample", "edm", "flow"])
+def test_the_export_samples_what_its_maker_samples(modules, tmp_path, objective) -> None:
+    made_of = generator(modules)
+    made_of.scheduler = process(objective, "cpu").scheduler()
+    made_of.set_progress_bar_config(disable=True)
+    save_pipeline(tmp_path / "e", made_of)
+    given = {"embedding": torch.randn(2, 16, generator=seeds(1)[0]), "labels": LABELS[:1]}
+    inside, outside = (pipeline(**given, generator=seeds(3, 4), num_inference_steps=5, output_type="latent").images
+                       for pipeline in (made_of, load(tmp_path / "e")))
+    assert torch.equal(inside, outside)
+    assert inside.isfinite().all()

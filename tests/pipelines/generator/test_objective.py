@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pipelines.generator.objective import Objective, process
+from pipelines.settings import Condition
 from pipelines.settings import Objective as Settings
 
 LATENT = (2, 1, 1)
@@ -45,7 +46,7 @@ class Network(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2 + 48, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(),
                                     nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2))
 
-    def forward(self, noisy, timesteps, condition):
+    def forward(self, noisy, timesteps, given, drop):
         angles = timesteps.float()[:, None] * self.frequencies
         inputs = torch.cat([noisy.flatten(1), angles.sin(), angles.cos()], 1)
         return self.layers(inputs).view(-1, *LATENT)
@@ -53,14 +54,14 @@ class Network(nn.Module):
 
 def learn(settings: Settings, steps: int = 1_500, batch: int = 256) -> Network:
     torch.manual_seed(0)
-    network, objective = Network(), Objective(settings, "cpu")
+    network, objective = Network(), Objective(settings, Condition(), "cpu")
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(1)
     for step in range(steps):
         draw = objective.draw((batch, *LATENT), 0, step * batch)
         points = mixture(batch, generator).view(-1, *LATENT)
-        loss = objective.losses(network, points, torch.zeros(batch, 1), torch.zeros(batch, 0), draw).mean()
+        loss = objective.losses(network, points, {}, draw).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -76,7 +77,7 @@ def sample(network: Network, settings: Settings, n: int, steps: int = 50) -> tor
     points = torch.randn(n, *LATENT, generator=torch.Generator().manual_seed(2)) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(points, timestep)
-        points = scheduler.step(network(scaled, timestep.expand(n), None), timestep, points, return_dict=False)[0]
+        points = scheduler.step(network(scaled, timestep.expand(n), {}, {}), timestep, points, return_dict=False)[0]
     return points.flatten(1)
 
 
@@ -101,19 +102,23 @@ def test_a_known_distribution_is_recovered(settings, allowed):
 
 
 def test_the_draw_of_a_step_does_not_depend_on_the_number_of_workers():
-    objective = Objective(Settings(), "cpu")
+    objective = Objective(Settings(), Condition(), "cpu")
     whole = objective.draw((8, 4, 8, 8), 3, 640)
     parts = [objective.draw((8, 4, 8, 8), 3, 640, rank, 4) for rank in range(4)]
-    for name in vars(whole):
+    for name in ("posterior", "noise", "level"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+    for name in whole.drop:
+        assert torch.equal(whole.drop[name], torch.cat([part.drop[name] for part in parts]))
     assert not torch.equal(whole.noise, objective.draw((8, 4, 8, 8), 3, 648).noise)
 
 
 def test_a_tenth_of_the_images_is_seen_without_any_condition():
-    draw = Objective(Settings(drop_all=0.1, drop_embedding=0.05, drop_labels=0.2), "cpu").draw((20_000, 1, 1, 1), 0, 0)
-    assert (draw.drop_embedding & draw.drop_labels).float().mean() == pytest.approx(0.1 + 0.9 * 0.05 * 0.2, abs=0.01)
-    assert draw.drop_embedding.float().mean() == pytest.approx(0.1 + 0.9 * 0.05, abs=0.01)
-    assert draw.drop_labels.float().mean() == pytest.approx(0.1 + 0.9 * 0.2, abs=0.01)
+    condition = Condition(drop_all=0.1, drop_embedding=0.05, drop_labels=0.2)
+    drop = Objective(Settings(), condition, "cpu").draw((20_000, 1, 1, 1), 0, 0).drop
+    both = (drop["embedding"] & drop["labels"]).float().mean()
+    assert both == pytest.approx(0.1 + 0.9 * 0.05 * 0.2, abs=0.01)
+    assert drop["embedding"].float().mean() == pytest.approx(0.1 + 0.9 * 0.05, abs=0.01)
+    assert drop["labels"].float().mean() == pytest.approx(0.1 + 0.9 * 0.2, abs=0.01)
 
 
 def test_min_snr_leaves_the_weight_of_v_where_sampling_starts():
@@ -124,15 +129,15 @@ def test_min_snr_leaves_the_weight_of_v_where_sampling_starts():
 
 @pytest.mark.parametrize("settings", [settings for settings, _ in CASES.values()], ids=CASES)
 def test_a_perfect_prediction_has_no_loss(settings):
-    objective, latents = Objective(settings, "cpu"), torch.randn(8, 4, 8, 8)
+    objective, latents = Objective(settings, Condition(), "cpu"), torch.randn(8, 4, 8, 8)
     draw = objective.draw((8, 4, 8, 8), 0, 0)
     task = objective.process.task(latents, draw.noise, draw.level)
 
     class Oracle(nn.Linear):
-        def forward(self, noisy, timesteps, condition):
+        def forward(self, noisy, timesteps, given, drop):
             return task.target
 
-    losses = objective.losses(Oracle(1, 1), latents, torch.zeros(8, 3), torch.zeros(8, 0), draw)
+    losses = objective.losses(Oracle(1, 1), latents, {}, draw)
     assert losses.shape == (8,)
     assert losses.abs().max() < 1e-9
     assert torch.isfinite(task.weight).all()
