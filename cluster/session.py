@@ -78,6 +78,41 @@ def compute(resources: Resources, function: Callable[..., T], *args: Any) -> T:
         raise error.cause from error
 
 
+@dataclass(frozen=True)
+class Apart:
+    """Calls a function in a process of its own, whose death costs its result and nothing else.
+
+    Args:
+        name: `module:function`, which is imported there only.
+        needs: arguments of `ray.remote`.
+        arguments: of the function, beside those of the call.
+    """
+
+    name: str
+    needs: dict[str, Any]
+    arguments: dict[str, Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The function's result, or {} when its process died.  The function's own exceptions are raised."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        task = ray.remote(max_retries=0, **self.needs)(_call)
+        try:
+            return ray.get(task.remote(self.name, args, kwargs | self.arguments))
+        except RayTaskError:
+            raise
+        except RayError:
+            return {}
+
+
+def _call(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+    import importlib
+
+    module, function = name.split(":")
+    return getattr(importlib.import_module(module), function)(*args, **kwargs)
+
+
 def _with_threads(function: Callable[..., T], args: tuple) -> T:
     use_cores()
     return function(*args)

@@ -119,6 +119,9 @@ def _execute(command: str, config: Any) -> int:
         return 0
     except ValueError as error:
         return mistake(str(error))
+    except FloatingPointError as error:  # a training that came apart: the user's to mend, but no mistake in the command
+        mistake(str(error))
+        return 1
     except KeyboardInterrupt:
         print("rayograph: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

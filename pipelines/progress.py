@@ -7,12 +7,17 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from cluster.storage import Folder
 
+if TYPE_CHECKING:
+    from pipelines.boards import Board
+
 LINE_SECONDS = 10.0  # between plain lines where there is no terminal
+JOURNAL = "metrics.jsonl"
+SHOWN = ("loss", "images_per_second", "mfu")
 
 
 def say(text: str) -> None:
@@ -31,9 +36,9 @@ class Journal:
         self._start, self._since = time.perf_counter(), images
         kept = [entry for entry in read_journal(folder) if entry["images"] <= images]
         self._lines = [json.dumps(entry) + "\n" for entry in kept]
-        self.folder.write("metrics.jsonl", "".join(self._lines).encode())
+        self.folder.write(JOURNAL, "".join(self._lines).encode())
 
-    def log(self, images: int, **values: float) -> None:
+    def log(self, images: int, **values: float | str) -> None:
         """Record `values` (and images/s since the last record) at `images` images seen."""
         now = time.perf_counter()
         rate = (images - self._since) / max(now - self._start, 1e-9)
@@ -41,17 +46,18 @@ class Journal:
         entry = {"images": images, "images_per_second": round(rate, 2), "time": round(time.time(), 2), **values}
         line = json.dumps(entry) + "\n"
         if self.folder.is_local:
-            with open(f"{self.folder.uri}/metrics.jsonl", "a") as file:
+            with open(f"{self.folder.uri}/{JOURNAL}", "a") as file:
                 file.write(line)
         else:
             self._lines.append(line)
-            self.folder.write("metrics.jsonl", "".join(self._lines).encode())
+            with contextlib.suppress(OSError):  # the next one writes it, too
+                self.folder.write(JOURNAL, "".join(self._lines).encode())
 
 
-def read_journal(folder: Folder) -> list[dict[str, Any]]:
-    """All whole entries of a stage's metrics.jsonl; empty when there is none."""
+def read_journal(folder: Folder, file: str = JOURNAL) -> list[dict[str, Any]]:
+    """All whole entries of a journal of a stage; empty when there is none."""
     try:
-        lines = folder.read("metrics.jsonl").decode().splitlines(keepends=True)
+        lines = folder.read(file).decode().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -101,36 +107,55 @@ def bar(label: str, total: int, unit: str = "images") -> Iterator[Bar]:
 
 
 @contextlib.contextmanager
-def follow(folder: Folder, label: str, total: int) -> Iterator[None]:
-    """Show, and write to TensorBoard, what a process elsewhere in the cluster logs to the folder's metrics.jsonl."""
+def follow(folder: Folder, label: str, total: int, files: Sequence[str] = (JOURNAL,),
+           boards: Sequence[str] = ("tensorboard",), since: int = 0) -> Iterator[None]:
+    """Show, and pass on to the boards, what processes elsewhere in the cluster log to the folder's journals.
+
+    Entries of up to `since` images were shown before.
+    """
+    from pipelines.boards import open_boards
+
+    opened = open_boards(boards, folder)
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(folder, label, total, stop), daemon=True)
+    thread = threading.Thread(target=_follow, args=(folder, label, total, dict.fromkeys(files, since), opened, stop),
+                              daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
+        for board in opened:
+            board.close()
 
 
-def _follow(folder: Folder, label: str, total: int, stop: threading.Event) -> None:
-    from tensorboardX import SummaryWriter
+def _follow(folder: Folder, label: str, total: int, seen: dict[str, int], boards: list[Board],
+            stop: threading.Event) -> None:
+    said: set[str] = set()
 
-    board = SummaryWriter(f"{folder.uri}/tensorboard") if folder.is_local else None
-    seen = 0
+    def say_once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(f"{label}: {text}")
+
     with bar(label, total) as shown:
         while True:
             last = stop.wait(2.0 if folder.is_local else 15.0)
-            for entry in read_journal(folder):
-                if entry["images"] <= seen:
-                    continue
-                seen = entry["images"]
-                values = {k: v for k, v in entry.items() if k not in ("images", "time")}
-                shown.to(seen, **{k: v for k, v in values.items() if k in ("loss", "images_per_second")})
-                for key, value in values.items():
-                    if board is not None:
-                        board.add_scalar(key, value, seen)
+            try:
+                for file in seen:
+                    for entry in read_journal(folder, file):
+                        images = entry.pop("images")
+                        if images <= seen[file]:
+                            continue
+                        seen[file] = images
+                        if warning := entry.pop("warning", None):
+                            say_once(warning)
+                        values = {k: v for k, v in entry.items() if k != "time"}
+                        if file == JOURNAL:
+                            shown.to(images, **{k: v for k, v in values.items() if k in SHOWN})
+                        for board in boards:
+                            board.log(images, values)
+            except Exception as error:  # a store or a board that is not there for now does not end the training
+                say_once(f"its progress cannot be shown ({error})")
             if last:
                 break
-    if board is not None:
-        board.close()

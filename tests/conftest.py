@@ -19,6 +19,7 @@ TINY = (
     "denoiser.channels=[16,32]", "denoiser.attention=[false,true]", "denoiser.norm_groups=8", "denoiser.head_dim=8",
     "denoiser.cross_attention_dim=32",
     "trainer.images=256", "trainer.batch=32", "trainer.checkpoint_every=64", "trainer.log_every=32",
+    "validate.images=0",
     "sample.n=48", "sample.shard_rows=16", "sample.batch=8", "sample.steps=4",
     "evaluate.n=40", "evaluate.pairs=10",
     "finetune.images=256", "finetune.batch=32", "finetune.channels=[8,16]",

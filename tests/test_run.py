@@ -26,7 +26,8 @@ from pipelines.run import run_stages
 
 RAYOGRAPH = shutil.which("rayograph", path=os.path.dirname(sys.executable))
 SIZES = (*TINY, "data.images=480", "trainer.images=1024", "trainer.checkpoint_every=160", "trainer.log_every=96",
-         "sample.n=96")
+         "sample.n=96", "trainer.ema_halflife_images=[10000,500]")
+SHARDED = ("trainer.workers=2", "trainer.zero3_persistence=0")
 STAGES = ("ingest", "autoencoder", "encoder", "latents", "train", "sample", "evaluate", "finetune", "report", "publish")
 SECONDS = 600  # for one run, on a slow machine
 
@@ -73,9 +74,10 @@ def table(storage: Path, folder: str) -> dict[str, list]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Storage of one unbroken run, which the tests only read or copy."""
+    """Storage of one unbroken run, which the tests only read or copy; two workers, and nothing whole on either."""
     storage = tmp_path_factory.mktemp("finished")
-    run(storage)
+    run(storage, "validate.images=32", "validate.every=1000000", "validate.frechet_images=16",
+        "trainer.milestone_every=480", *SHARDED, "trainer.zero_stage=3")
     return storage
 
 
@@ -95,7 +97,8 @@ def test_a_run_leaves_every_stage_the_report_and_what_it_publishes(finished):
         assert metrics[stage]["peak_rss_mb"] > 0
     wanted = {
         "ingest": ("images", "quarantined", "images_per_second"), "latents": ("images_per_second",),
-        "autoencoder": ("psnr",), "train": ("images", "images_per_second", "data_wait_fraction", "loss"),
+        "autoencoder": ("psnr",), "train": ("images", "images_per_second", "data_wait_fraction", "loss", "val_loss",
+                                                                   "val_frechet"),
         "sample": ("images", "images_per_second"),
         "evaluate": ("frechet", "frechet_floor", "precision", "recall", "density", "coverage", "ms_ssim", "extractor",
                      "dim", "n"),
@@ -107,6 +110,15 @@ def test_a_run_leaves_every_stage_the_report_and_what_it_publishes(finished):
     assert metrics["sample"]["images"] == 96
     assert (folder / "report" / "index.html").read_text().startswith("<!")
     assert (folder / "publish" / "generator" / "model_index.json").exists()
+    [measured] = [json.loads(line) for line in (folder / "train" / "validation.jsonl").read_text().splitlines()]
+    assert measured["images"] == 1024
+    assert metrics["train"]["val_loss"] == measured["val_loss"] > 0
+    assert {"val_loss_ema-500", "val_loss_noise_1"} <= measured.keys()
+    assert [file.name for file in sorted((folder / "train" / "milestones").iterdir())] == [
+        "images-000000000480", "images-000000000960", "images-000000001024"]
+    assert (folder / "train/milestones/images-000000000480/ema-500.safetensors").exists()
+    with Image.open(folder / "train" / "samples" / "images-000000001024.png") as picture:
+        assert picture.size[0] > 8 * 32
 
 
 @pytest.mark.ray
@@ -208,21 +220,24 @@ def test_sigkill_in_ingest_latents_train_and_sample_changes_nothing(finished, tm
         assert not (folder / stage / "stage.json").exists(), f"{stage} was over before the kill"
         if stage == "train":  # as if killed while Ray wrote it
             (folder / committed).write_text("")
-    run(tmp_path)
-    for name in ("ingest/images", "sample/corpus"):
-        assert table(tmp_path, name) == table(finished, name)
+    run(tmp_path, stage="sample")
+    assert table(tmp_path, "ingest/images") == table(finished, "ingest/images")
     assert table(tmp_path, "latents")["image_id"] == table(finished, "latents")["image_id"]
+    found, expected = table(tmp_path, "sample/corpus"), table(finished, "sample/corpus")
+    assert found["index"] == expected["index"] == list(range(96))
+    assert found["source_image_ids"] == expected["source_image_ids"]
     seen = [json.loads(line)["images"] for line in (folder / "train/metrics.jsonl").read_text().splitlines()]
     assert seen == sorted(set(seen))
     assert record(tmp_path, "train")["metrics"]["loss"] == pytest.approx(
-        record(finished, "train")["metrics"]["loss"], rel=1e-5)
+        record(finished, "train")["metrics"]["loss"], rel=0.02)  # of one worker under ZeRO-2, and of two under ZeRO-3
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])  # test_engine.py has both
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])  # test_loop.py kills two workers without Ray, which is quicker
 def test_two_workers_train_save_resume_export_and_reload(copied, finished, stage):
     shutil.rmtree(copied / "run" / "train")
-    sharding = ("trainer.workers=2", f"trainer.zero_stage={stage}", "trainer.zero3_persistence=0")
+    sharding = (*SHARDED, f"trainer.zero_stage={stage}")
     snapshot = copied / "run/train/checkpoints/checkpoint_manager_snapshot.json"
     kill_when(copied, snapshot.exists, *sharding, stage="train")
     assert "goes on" in run(copied, *sharding, stage="train")

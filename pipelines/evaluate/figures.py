@@ -56,8 +56,8 @@ def sheet(images: np.ndarray, columns: int) -> bytes:
     return buffer.getvalue()
 
 
-def curves(journal: Sequence[dict[str, Any]]) -> bytes:
-    """Loss above images/s, over the images seen, of one stage's metrics.jsonl."""
+def curves(journal: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]] = ()) -> bytes:
+    """Loss above images/s, over the images seen, of one stage's metrics.jsonl; and its loss on held-out images."""
     with matplotlib.rc_context(STYLE):
         figure = Figure((4.2, 3.6), layout="constrained")
         for axes, key, label in zip(figure.subplots(2, 1, sharex=True), ("loss", "images_per_second"),
@@ -65,6 +65,10 @@ def curves(journal: Sequence[dict[str, Any]]) -> bytes:
             known = [(entry["images"], entry[key]) for entry in journal if key in entry]
             if known:
                 axes.plot(*zip(*known, strict=True), color=REAL, marker="o" if len(known) < 30 else "", markersize=2.5)
+            if key == "loss" and held_out:
+                seen, losses = zip(*((entry["images"], entry["val_loss"]) for entry in held_out), strict=True)
+                axes.plot(seen, losses, color=SYNTHETIC, marker="o", markersize=2.5, label="held out")
+                axes.legend(frameon=False)
             axes.set_title(label)
             if key == "images_per_second":
                 axes.set_ylim(bottom=0)

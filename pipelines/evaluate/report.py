@@ -110,6 +110,7 @@ def sheets_of(settings: Settings) -> Iterator[Picture]:
 
 def drawn_of(settings: Settings) -> Iterator[Picture]:
     """The pictures that earlier stages left."""
+    samples = (run_folder(settings) / "train" / "samples").names(".png")
     return stored(run_folder(settings), (
         ("evaluate", "nearest.png", "Closest to the training set",
          "The synthetic images nearest to any training image, each above that image. A pair that shows the same "
@@ -119,6 +120,9 @@ def drawn_of(settings: Settings) -> Iterator[Picture]:
          "real test image."),
         ("autoencoder", "reconstructions.png", "Autoencoder",
          "Test images above, their reconstructions below: the detail that no sample can exceed."),
+        *(("train/samples", name, "Around held-out images",
+           "Images of the val split as the autoencoder shows them, and below each a sample conditioned on it.")
+          for name in samples[-1:]),
     ))
 
 
@@ -133,7 +137,9 @@ def curves_of(settings: Settings) -> Iterator[Picture]:
     for stage in TRAINED:
         journal = read_journal(run_folder(settings) / stage)
         if journal:
-            yield Picture(stage, f"up to {journal[-1]['images']:,} images, repeats counted", figures.curves(journal))
+            held_out = read_journal(run_folder(settings) / stage, "validation.jsonl")
+            yield Picture(stage, f"up to {journal[-1]['images']:,} images, repeats counted",
+                          figures.curves(journal, held_out))
 
 
 def command(settings: Settings) -> str:

@@ -6,9 +6,11 @@ A checkpoint is the same for any number of workers and any ZeRO stage, and holds
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 
 from cluster.storage import Folder
@@ -25,11 +27,17 @@ class Cursor:
     images: int
     steps: int
     fingerprint: str
+    scaler: dict[str, Any] = field(default_factory=dict)  # fp16's loss scaling
 
 
 def name(images: int) -> str:
     """Directory name of a checkpoint; names sort by images."""
     return f"{PREFIX}{images:012d}"
+
+
+def images_of(name: str) -> int:
+    """Images seen, by a checkpoint's directory name."""
+    return int(name.removeprefix(PREFIX))
 
 
 def save(folder: Path, state: dict[str, Tensors], cursor: Cursor) -> None:
@@ -42,16 +50,22 @@ def save(folder: Path, state: dict[str, Tensors], cursor: Cursor) -> None:
 
 def load(folder: Path, fingerprint: str) -> tuple[dict[str, Tensors], Cursor]:
     """The state and cursor of a checkpoint.  Raises ValueError when it is of another training."""
-    cursor = read_cursor(folder)
+    cursor = cursor_of(Folder(str(folder)))
     if cursor.fingerprint != fingerprint:
         raise ValueError(f"{folder} is a checkpoint of other settings or inputs ({cursor.fingerprint}, "
                          f"not {fingerprint}); add changed=redo to start anew, or choose another name=")
     return {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}, cursor
 
 
-def read_cursor(folder: Path) -> Cursor:
-    state = json.loads((folder / STATE).read_text())
-    return Cursor(state["images"], state["steps"], state["fingerprint"])
+def read_part(folder: Folder, part: str) -> Tensors:
+    """One part of the state of a checkpoint, such as its model or one average, wherever it lies."""
+    return load_bytes(folder.read(f"{part}.safetensors"))
+
+
+def cursor_of(folder: Folder) -> Cursor:
+    """How far the training was at a checkpoint, wherever that lies."""
+    state = json.loads(folder.read(STATE))
+    return Cursor(state["images"], state["steps"], state["fingerprint"], state["scaler"])
 
 
 def newest_whole(checkpoints: Folder) -> Folder | None:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 RAMP_UP = 0.05  # early on the half-life is this share of the images seen (EDM2, Karras et al. 2024, arXiv 2312.02696)
 
+PIECE = 2**24  # elements of a difference held at a time: 64 MiB
+
 
 class Ema:
     """Average of flat partitions, whatever the ZeRO stage cut them into; the half-life is counted in images."""
@@ -17,6 +19,11 @@ class Ema:
         self.partitions, self.halflife = list(partitions), halflife_images
         self.averages = [partition.clone() for partition in partitions]
 
+    @property
+    def name(self) -> str:
+        """Of its part of a checkpoint."""
+        return f"ema-{self.halflife}"
+
     @torch.no_grad()
     def update(self, batch: int, seen: int) -> None:
         """Take in the weights after a step of `batch` images that brought the total to `seen`."""
@@ -24,8 +31,12 @@ class Ema:
         torch._foreach_lerp_(self.averages, self.partitions, 1 - 0.5 ** (batch / halflife))
 
     @torch.no_grad()
-    def distance(self) -> tuple[Tensor, Tensor]:
-        """Squared norms, over this worker's partitions, of average minus weights and of the weights."""
-        gaps = torch._foreach_sub(self.averages, self.partitions)
-        return (torch.stack(torch._foreach_norm(gaps)).square().sum(),
-                torch.stack(torch._foreach_norm(self.partitions)).square().sum())
+    def distance(self) -> Tensor:
+        """Squared norm, over this worker's partitions, of average minus weights."""
+        pieces = [squared_norm([one - other]) for average, weights in zip(self.averages, self.partitions, strict=True)
+                  for one, other in zip(average.flatten().split(PIECE), weights.flatten().split(PIECE), strict=True)]
+        return torch.stack(pieces).sum()
+
+
+def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(list(tensors))).square().sum()

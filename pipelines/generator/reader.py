@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cluster.storage import Folder
 from pipelines.data.order import Order, batches
-from pipelines.data.tables import known_labels, multi_hot, read_tensors
+from pipelines.data.tables import known_labels, multi_hot, read_table, read_tensors, tensor_columns
 
 AHEAD = 2  # batches prepared before they are asked for
 
@@ -27,25 +27,55 @@ class Batch:
     stop: int
     mean: Tensor  # float32 (B, c, h, w)
     logvar: Tensor  # float32 (B, c, h, w)
-    embedding: Tensor  # float32 (B, D)
-    labels: Tensor  # float32 (B, L), multi-hot
+    given: dict[str, Tensor]  # float32 (B, ...): the conditions by name, labels multi-hot
+
+    def __len__(self) -> int:
+        """Images in all shares."""
+        return self.stop - self.start
+
+    def crosses(self, every: int) -> bool:
+        """Whether a multiple of `every` images lies in the batch."""
+        return self.start // every != self.stop // every
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one image of a latents table has."""
+
+    latent: tuple[int, int, int]  # channels, height, width
+    shapes: dict[str, tuple[int, ...]]  # of each condition but the labels
+    labels: list[str]  # known in the train split
+
+
+def kind_of(folder: Folder) -> Kind:
+    """Read from the columns' types, and from the labels alone."""
+    shapes = tensor_columns(folder)
+    latent = shapes.pop("latent_mean")
+    shapes.pop("latent_logvar")
+    return Kind((latent[0], latent[1], latent[2]), shapes, known_labels(read_table(folder, ["labels"], "train")))
 
 
 class Reader:
-    """The train split of a latents table."""
+    """One split of a latents table, its multi-hot columns those of `labels`.
 
-    def __init__(self, folder: Folder, seed: int) -> None:
-        arrays, table = read_tensors(folder, ["latent_mean", "latent_logvar", "embedding"], ["labels"], "train")
-        self.labels = known_labels(table)
-        self.mean, self.logvar, self.embedding = arrays["latent_mean"], arrays["latent_logvar"], arrays["embedding"]
-        self.hot = multi_hot(table, self.labels)
-        self.order = Order(table.num_rows, seed)
+    Args:
+        conditions: names of those to read.
+    """
+
+    def __init__(self, folder: Folder, seed: int, labels: list[str], conditions: Collection[str],
+                 split: str = "train") -> None:
+        columns = ["latent_mean", "latent_logvar", *(name for name in tensor_columns(folder) if name in conditions)]
+        self.given, table = read_tensors(folder, columns, ["image_id", "labels"], split)
+        self.mean, self.logvar = self.given.pop("latent_mean"), self.given.pop("latent_logvar")
+        self.image_ids = table["image_id"]
+        self.given["labels"] = multi_hot(table, labels)
+        self.seed, self.order = seed, Order(table.num_rows, seed)
         self.waited = 0.0  # seconds that batches() kept its caller waiting
 
-    @property
-    def latent(self) -> tuple[int, int, int]:
-        channels, height, width = self.mean.shape[1:]
-        return channels, height, width
+    def ids(self, start: int, stop: int) -> list[str]:
+        """image_id at the cursors [start, stop)."""
+        order = Order(len(self.image_ids), self.seed)  # `batches` uses the other in its thread
+        return self.image_ids.take(order.indices(start, stop)).to_pylist()
 
     def batches(self, total: int, batch: int, cursor: int, rank: int, world: int, device: str) -> Iterator[Batch]:
         """Batches from `cursor` to `total` images, prepared in a thread; an exception there is raised here."""
@@ -89,9 +119,12 @@ class Reader:
     def _share(self, start: int, stop: int, rank: int, world: int, device: str) -> Batch:
         b = stop - start
         rows = self.order.indices(start + rank * b // world, start + (rank + 1) * b // world)
-        host = [torch.from_numpy(np.take(array, rows, axis=0)) for array in
-                (self.mean, self.logvar, self.embedding, self.hot)]
-        if device == "cuda":
-            host = [tensor.pin_memory() for tensor in host]
-        mean, logvar, embedding, labels = (t.to(device, non_blocking=True).float() for t in host)
-        return Batch(start, stop, mean, logvar, embedding, labels)
+        return Batch(start, stop, *self.rows(rows, device))
+
+    def rows(self, rows: np.ndarray, device: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Mean and log-variance (B, c, h, w) and the conditions (B, ...) of these images, float32 on the device."""
+        def take(array: np.ndarray) -> Tensor:
+            host = torch.from_numpy(np.take(array, rows, axis=0))
+            return (host.pin_memory() if device == "cuda" else host).to(device, non_blocking=True).float()
+
+        return take(self.mean), take(self.logvar), {name: take(array) for name, array in self.given.items()}

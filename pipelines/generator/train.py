@@ -1,60 +1,56 @@
-"""Stage `train`: Ray Train runs one DeepSpeed worker per GPU over cached latents; the one module that knows Ray Train.
-
-The loop is a function of (settings, seed, images seen): a run that is killed and started again, on any number of
-workers, goes on from its last checkpoint to the result of an unbroken one.
-"""
+"""Stage `train`: Ray Train runs a DeepSpeed worker per GPU over cached latents; the one module that knows Ray Train."""
 
 from __future__ import annotations
 
-import shutil
+import functools
 import tempfile
-import time
-from dataclasses import dataclass
+import threading
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from cluster.session import device
+from cluster.session import Apart, cores, use_cores
 from cluster.storage import Folder
-from pipelines.generator import checkpoint
-from pipelines.generator.denoiser import Denoiser, build
-from pipelines.generator.engine import Engine
-from pipelines.generator.fit import warmup_cosine
-from pipelines.generator.objective import Objective, process
-from pipelines.generator.reader import Batch, Reader
-from pipelines.progress import Journal, follow, read_journal, say
-from pipelines.settings import Settings
+from pipelines.generator import checkpoint, validate
+from pipelines.generator.checkpoint import Cursor
+from pipelines.generator.engine import Engine, Tensors
+from pipelines.generator.export import export
+from pipelines.generator.loop import Job, learn
+from pipelines.progress import JOURNAL, follow, read_journal, say
+from pipelines.settings import Trainer
 from pipelines.stage import Metrics, Stage
 
+WORST = 1e30  # of a checkpoint that is not measured: Ray would take it for the best, and delete those that are
+WRITING = threading.Semaphore()  # held by rank 0 while a checkpoint is written
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a training worker needs to know."""
-
-    settings: Settings
-    fingerprint: str
-    folder: Folder  # of the train stage
-    latents: Folder
-    latents_mean: list[float]  # per channel
-    latents_std: list[float]
-    earlier: Folder | None  # checkpoint to go on from where Ray knows of none
+JOURNALS = (JOURNAL, validate.FILE)
 
 
 def train(stage: Stage) -> Metrics:
-    """Returns images seen, loss, images/s, the share of time spent waiting for data, and the EMA's distance."""
+    """Returns images seen, loss, images/s, the share of time spent waiting for data, and the EMA's distance.
+
+    Raises:
+        ValueError: more workers are asked for than the cluster has room for, or the settings do not fit the latents.
+        FloatingPointError: the loss was no finite number in too many batches.
+    """
     from pipelines.generator.autoencoder import load_autoencoder
 
     config = load_autoencoder(stage.input("autoencoder")).config
     job = Job(stage.settings, stage.fingerprint, stage.folder, stage.input("latents"), list(config.latents_mean),
-              list(config.latents_std), earlier_checkpoint(stage.folder / "checkpoints"))
-    with follow(stage.folder, "train", stage.settings.trainer.images):
+              list(config.latents_std))
+    trainer, begun = stage.settings.trainer, checkpoint.newest_whole(stage.folder / "checkpoints")
+    since = checkpoint.cursor_of(begun).images if begun else 0
+    with follow(stage.folder, "train", trainer.images, JOURNALS, trainer.boards, since):
         last = _fit(job, stage)
-    parameters = export(stage, last)
-    return summarise(read_journal(stage.folder)) | {"parameters": parameters}
+    chosen = best_checkpoint(stage.folder, trainer) or last
+    images = checkpoint.images_of(_name(chosen))
+    ema, held_out = best_average(trainer, validate.of(stage.folder, images))
+    parameters = export(job, chosen, ema, stage.input("autoencoder"), stage.input("encoder"))
+    return summarise(read_journal(stage.folder)) | held_out | {
+        "parameters": parameters, "exported": f"{ema} at {images:,} images"}
+
+
+def _name(folder: Folder) -> str:
+    return Path(folder.path).name
 
 
 def _fit(job: Job, stage: Stage) -> Folder:
@@ -64,17 +60,19 @@ def _fit(job: Job, stage: Stage) -> Folder:
 
     trainer, resources = stage.settings.trainer, stage.resources
     wanted, there = trainer.workers, resources.gpus or resources.cpus
-    if wanted > there:
+    if (trainer.min_workers or wanted) > there:
         raise ValueError(f"trainer.workers={wanted}: the cluster has {there} {'GPUs' if resources.gpus else 'CPUs'}")
     checkpoints = stage.folder / "checkpoints"
-    kept = [name for name in checkpoints.names() if name.startswith(checkpoint.PREFIX)]
-    if kept:
-        say(f"train: goes on from the last whole checkpoint of {', '.join(kept)}")
+    earlier = earlier_checkpoint(checkpoints)
+    if newest := checkpoint.newest_whole(checkpoints):
+        cursor = checkpoint.cursor_of(newest)
+        say(f"train: goes on from {cursor.images:,} of {trainer.images:,} images, after {cursor.steps:,} steps "
+            f"({newest.uri})")
     result = TorchTrainer(
         work,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "earlier": earlier},
         scaling_config=ScalingConfig(
-            num_workers=wanted,
+            num_workers=(trainer.min_workers, wanted) if trainer.min_workers else wanted,
             use_gpu=resources.gpus > 0,
             resources_per_worker=None if resources.gpus else {"CPU": resources.cpus_each(wanted)},
         ),
@@ -82,12 +80,43 @@ def _fit(job: Job, stage: Stage) -> Folder:
             name="checkpoints",
             storage_path=stage.folder.path,
             storage_filesystem=None if stage.folder.is_local else stage.folder.filesystem,
-            checkpoint_config=CheckpointConfig(num_to_keep=trainer.keep_checkpoints),
+            checkpoint_config=CheckpointConfig(num_to_keep=trainer.keep_checkpoints,
+                                               checkpoint_score_attribute=trainer.best, checkpoint_score_order="min"),
             failure_config=FailureConfig(max_failures=trainer.max_failures),
         ),
+        validation_config=_validation(job, stage),
     ).fit()
-    assert result.checkpoint is not None, "training ends with a checkpoint"
-    return checkpoints / Path(result.checkpoint.path).name
+    if result.return_value is not None:
+        raise FloatingPointError(result.return_value)
+    last = checkpoint.newest_whole(checkpoints)
+    assert last is not None, "training ends with a checkpoint"
+    if stage.settings.validate.images and not validate.of(stage.folder, checkpoint.images_of(_name(last))):
+        say("train: the last checkpoint could not be validated")
+    return last
+
+
+def _validation(job: Job, stage: Stage) -> Any:
+    """How Ray Train has checkpoints measured in a task beside the workers: on a GPU where one is free, else on CPUs."""
+    from ray.train import ValidationConfig
+
+    if not stage.settings.validate.images:
+        return None
+    there = stage.resources.gpus
+    spare = there > stage.settings.trainer.workers
+    hidden = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}} if there and not spare else {}
+    measure = Apart("pipelines.generator.train:validate_beside", {"num_gpus": int(spare), "num_cpus": 0, **hidden}, {
+        "job": job, "autoencoder": stage.input("autoencoder"), "encoder": stage.input("encoder"),
+        "all_cores": bool(hidden)})
+    return ValidationConfig(measure, ray_remote_kwargs={"num_cpus": 0})
+
+
+def validate_beside(ray_checkpoint: Any, frechet: bool, job: Job, all_cores: bool, **inputs: Folder) \
+        -> dict[str, float]:
+    """Measure a checkpoint that Ray Train was given."""
+    if all_cores:
+        use_cores()
+    return validate.validate(job, folder=job.folder / "checkpoints" / Path(ray_checkpoint.path).name, frechet=frechet,
+                             **inputs)
 
 
 def earlier_checkpoint(checkpoints: Folder) -> Folder | None:
@@ -103,155 +132,116 @@ def earlier_checkpoint(checkpoints: Folder) -> Folder | None:
     return checkpoint.newest_whole(checkpoints)
 
 
-def work(config: dict[str, Any]) -> None:
-    """One worker: the whole training loop."""
+def work(config: dict[str, Any]) -> str | None:
+    """One worker of Ray Train.  Returns why it stopped before the end, or None."""
     import ray.train
 
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    trainer, seed = job.settings.trainer, job.settings.seed
-    reader = Reader(job.latents, seed)
-    torch.manual_seed(seed)
-    denoiser = build(job.settings.denoiser, reader.latent, reader.embedding.shape[1], reader.labels)
-    state, cursor = _last_checkpoint(job)
-    if state:
-        denoiser.load_state_dict(state["model"])
-    engine = Engine(denoiser, trainer, world)
-    if state:
-        engine.load(state, cursor.steps)
-    objective = Objective(job.settings.objective, device())
-    mean, std = (torch.tensor(v, device=device()).view(1, -1, 1, 1) for v in (job.latents_mean, job.latents_std))
-    log = Log(Journal(job.folder, cursor.images) if rank == 0 else None, reader, world)
-    seen, steps = cursor.images, cursor.steps
-    for batch in reader.batches(trainer.images, trainer.batch, seen, rank, world, device()):
-        size = batch.stop - batch.start
-        draw = objective.draw((size, *reader.latent), seed, batch.start, rank, world)
-        latents = (batch.mean + (0.5 * batch.logvar).exp() * draw.posterior - mean) / std
-        loss = objective.losses(engine.module, latents, batch.embedding, batch.labels, draw).mean()
-        rate = warmup_cosine(batch.start / trainer.images, min(trainer.warmup_images / trainer.images, 1),
-                             trainer.final_lr_fraction)
-        engine.step(loss, trainer.lr * rate, size, batch.stop)
-        steps += 1
-        seen = batch.stop
-        log.add(loss)
-        save = crossed(batch, trainer.checkpoint_every) or seen == trainer.images
-        if save or crossed(batch, trainer.log_every):
-            log.write(seen, lr=trainer.lr * rate, ema_distance=engine.ema_distance(), grad_norm=engine.grad_norm())
-        if save:  # only what was just found finite; a resumed run's intervals begin here
-            _save(engine, checkpoint.Cursor(seen, steps, job.fingerprint), rank)
+    if job.settings.trainer.offload:
+        use_cores(max(cores() // context.get_local_world_size(), 1))  # AdamW works on the host
+    state, cursor = _last_checkpoint(job, config["earlier"])
+    return learn(job, rank, world, state, cursor, functools.partial(_save, job, rank), _leaving)
 
 
-def crossed(batch: Batch, every: int) -> bool:
-    """Whether a multiple of `every` images lies in the batch."""
-    return batch.start // every != batch.stop // every
+def _leaving() -> bool:
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
 
 
-def _last_checkpoint(job: Job) -> tuple[dict[str, dict[str, Tensor]], checkpoint.Cursor]:
+def _last_checkpoint(job: Job, earlier: Folder | None) -> tuple[dict[str, Tensors], Cursor]:
     import ray.train
 
     if last := ray.train.get_checkpoint():
         with last.as_directory() as folder:
             return checkpoint.load(Path(folder), job.fingerprint)
-    if job.earlier:
+    if earlier:
         with tempfile.TemporaryDirectory() as folder:
-            job.earlier.download(folder)
+            earlier.download(folder)
             return checkpoint.load(Path(folder), job.fingerprint)
-    return {}, checkpoint.Cursor(0, 0, job.fingerprint)
+    return {}, Cursor(0, 0, job.fingerprint)
 
 
-def _save(engine: Engine, cursor: checkpoint.Cursor, rank: int) -> None:
-    """Every worker calls this: gathering and reporting are collectives.  The upload goes on beside the training."""
+def _save(job: Job, rank: int, engine: Engine, cursor: Cursor, since: int) -> None:
+    """Every worker calls this: gathering and reporting are collectives.  Writing goes on beside the training.
+
+    `since` are the images at the checkpoint before.
+    """
     import ray.train
     from ray.train import Checkpoint, CheckpointUploadMode
+    from ray.train.v2.api.validation_config import ValidationTaskConfig
 
-    state = engine.state()
-    report = None
+    trainer, settings = job.settings.trainer, job.settings.validate
     if rank == 0:
-        folder = Path(tempfile.mkdtemp(prefix="rayograph-checkpoint-"))  # Ray deletes it after the upload
-        checkpoint.save(folder, state, cursor)
-        report = Checkpoint.from_directory(folder)
-    ray.train.report({"images": cursor.images}, report, checkpoint_dir_name=checkpoint.name(cursor.images),
-                     checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+        WRITING.acquire()  # else the states of checkpoints that are slow to write would fill the memory
+    state = engine.state()
+
+    def due(every: int | None) -> bool:
+        return cursor.images == trainer.images or every is None or since // every != cursor.images // every
+
+    aside = tempfile.mkdtemp(prefix="rayograph-checkpoint-") if rank == 0 else None  # Ray deletes it in the end
+    task = ValidationTaskConfig(fn_kwargs={"frechet": settings.frechet_images > 0 and due(settings.frechet_every)})
+    milestone = trainer.milestone_every is not None and due(trainer.milestone_every)
+    unmeasured = {trainer.best: WORST} if trainer.best else {}
+    ray.train.report({"images": cursor.images, **unmeasured}, Checkpoint(aside) if aside else None,
+                     checkpoint_dir_name=checkpoint.name(cursor.images),
+                     checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+                     checkpoint_upload_fn=functools.partial(_write, job.folder, state, cursor, milestone),
+                     validation=task if aside and settings.images and due(settings.every) else False)
 
 
-class Log:
-    """Sums losses on the device and writes one line per interval, so that no step waits for the device."""
+def _write(folder: Folder, state: dict[str, Tensors], cursor: Cursor, milestone: bool, aside: Any, name: str) -> Any:
+    """Keep a checkpoint among the last ones, and where it is a milestone for good, too; in a thread of rank 0."""
+    from ray.train import Checkpoint
 
-    def __init__(self, journal: Journal | None, reader: Reader, world: int) -> None:
-        self.journal, self.reader, self.world = journal, reader, world
-        self._losses: list[Tensor] = []
-        self._start, self._waited = time.perf_counter(), 0.0
+    try:
+        checkpoint.save(Path(aside.path), state, cursor)
+        if milestone:
+            (folder / "milestones" / name).upload(aside.path)
+        kept = folder / "checkpoints" / name
+        kept.upload(aside.path)
+        return Checkpoint(kept.path, kept.filesystem)
+    finally:
+        WRITING.release()
 
-    def add(self, loss: Tensor) -> None:
-        self._losses.append(loss.detach())
 
-    def write(self, seen: int, **values: float) -> None:
-        """A collective: the loss is the mean over workers.  Raises FloatingPointError when it is not finite."""
-        loss = torch.stack(self._losses).mean()
-        if self.world > 1:
-            torch.distributed.all_reduce(loss)
-        value = loss.item() / self.world
-        now = time.perf_counter()
-        wait = (self.reader.waited - self._waited) / (now - self._start)
-        self._losses, self._start, self._waited = [], now, self.reader.waited
-        if value != value or value in (float("inf"), -float("inf")):
-            raise FloatingPointError(f"the loss is {value} at {seen} images; lower trainer.lr")
-        if self.journal is not None:
-            self.journal.log(seen, loss=round(value, 6), data_wait_fraction=round(wait, 5), **values)
+def best_checkpoint(folder: Folder, trainer: Trainer) -> Folder | None:
+    """The checkpoint with the least of what `trainer.best` names among those kept; None where it names nothing."""
+    kept = {checkpoint.images_of(name) for name in (folder / "checkpoints").names()
+            if name.startswith(checkpoint.PREFIX)}
+    known = [(entry[trainer.best], entry["images"]) for entry in read_journal(folder, validate.FILE)
+             if trainer.best in entry and entry["images"] in kept]
+    return folder / "checkpoints" / checkpoint.name(min(known)[1]) if known else None
+
+
+def best_average(trainer: Trainer, measured: dict[str, float]) -> tuple[str, dict[str, float]]:
+    """Which average of the weights to export, and what is known of it.
+
+    It is the one with the least validation loss; the first where none was measured, or where the Fréchet distance
+    chose, which is the first's.
+    """
+    names = [f"ema-{halflife}" for halflife in trainer.ema_halflife_images]
+    losses = {name: measured.get("val_loss" if name == names[0] else f"val_loss_{name}") for name in names}
+    best = names[0] if trainer.best == "val_frechet" else min(names, key=lambda name: losses[name] or 0.0)
+    known = {"val_loss": losses[best], "val_frechet": measured.get("val_frechet") if best == names[0] else None}
+    return best, {name: value for name, value in known.items() if value is not None}
 
 
 def summarise(entries: list[dict[str, Any]]) -> Metrics:
     """Figures of a whole training from its journal: the median rate, and the mean of the last tenth of the losses."""
     rates = sorted(entry["images_per_second"] for entry in entries)
-    tail = entries[-max(len(entries) // 10, 1) :]
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    tail = losses[-max(len(losses) // 10, 1) :]
     waits = [entry["data_wait_fraction"] for entry in entries]
+    last = entries[-1]
     return {
-        "images": entries[-1]["images"],
-        "loss": round(sum(entry["loss"] for entry in tail) / len(tail), 6),
+        "images": last["images"],
+        "loss": round(sum(tail) / max(len(tail), 1), 6),
         "images_per_second": rates[len(rates) // 2],
         "data_wait_fraction": round(sum(waits) / len(waits), 5),
-        "ema_distance": round(entries[-1]["ema_distance"], 6),
+        "ema_distance": last.get("ema_distance"),
+        "skipped_batches": last["skipped"],
+        **({"mfu": last["mfu"]} if "mfu" in last else {}),
     }
-
-
-def export(stage: Stage, last: Folder) -> int:
-    """Write train/generator, a diffusers folder with the EMA weights, and verify it.  Returns the denoiser's size."""
-    from pipelines.generator.autoencoder import load_autoencoder
-    from pipelines.generator.encoder import load_encoder
-    from pipelines.generator.export import save_pipeline, verify
-
-    reader = Reader(stage.input("latents"), stage.settings.seed)
-    denoiser = build(stage.settings.denoiser, reader.latent, reader.embedding.shape[1], reader.labels)
-    aside = Path(tempfile.mkdtemp(prefix="rayograph-export-"))
-    try:
-        last.download(aside / "checkpoint")
-        state, _ = checkpoint.load(aside / "checkpoint", stage.fingerprint)
-        load_whole(denoiser, state["ema"])
-        save_pipeline(
-            aside / "generator",
-            vae=load_autoencoder(stage.input("autoencoder")),
-            unet=denoiser.unet,
-            scheduler=process(stage.settings.objective, "cpu").scheduler(),
-            conditioner=denoiser.conditioner,
-            encoder=load_encoder(stage.input("encoder")),
-            num_inference_steps=stage.settings.sample.steps,
-            guidance_scale=stage.settings.sample.guidance,
-        )
-        verify(aside / "generator", denoiser.unet, denoiser.conditioner)
-        (stage.folder / "generator").upload(aside / "generator")
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return sum(p.numel() for p in denoiser.parameters())
-
-
-def load_whole(denoiser: Denoiser, tensors: dict[str, Tensor]) -> None:
-    """Load weights after checking that none is missing, of another size or not finite (RuntimeError)."""
-    expected = {name: value.shape for name, value in denoiser.state_dict().items()}
-    found = {name: value.shape for name, value in tensors.items()}
-    if found != expected:
-        raise RuntimeError(f"the checkpoint differs from the network in {sorted(expected.items() ^ found.items())[:3]}")
-    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
-    if broken:
-        raise RuntimeError(f"the checkpoint is not finite in {broken[:3]}")
-    denoiser.load_state_dict(tensors)

@@ -27,8 +27,8 @@ def _child(rank: int, world: int, port: int, function: Callable, arguments: tupl
     dist.destroy_process_group()
 
 
-def run(world: int, function: Callable, *arguments: Any, timeout: float = 240) -> list[Any]:
-    """What `function(rank, world, *arguments)` returns on each of `world` processes, by rank."""
+def start(world: int, function: Callable, *arguments: Any) -> tuple[list[Any], Any]:
+    """`world` processes that run `function(rank, world, *arguments)`, and the queue of their results."""
     context = multiprocessing.get_context("spawn")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -38,6 +38,12 @@ def run(world: int, function: Callable, *arguments: Any, timeout: float = 240) -
                 for rank in range(world)]
     for child in children:
         child.start()
+    return children, results
+
+
+def run(world: int, function: Callable, *arguments: Any, timeout: float = 240) -> list[Any]:
+    """What `function(rank, world, *arguments)` returns on each of `world` processes, by rank."""
+    children, results = start(world, function, *arguments)
     found = [results.get(timeout=timeout) for _ in children]
     for child in children:
         child.join(timeout=30)
