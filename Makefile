@@ -6,7 +6,7 @@ DATA   ?=
 NAME   ?= demo
 STORAGE ?= runs
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint bench bench-gpu clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,9 +27,9 @@ else
 endif
 
 test: setup ## All tests but the slow ones
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
-test-slow: setup ## Both demos whole, with their goals, and two ZeRO-2 workers: three quarters of an hour
+test-slow: setup ## Both demos whole, with their goals, and two workers under every ZeRO stage: an hour
 	$(BIN)/python -m pytest -m slow
 
 lint: setup ## Style and types
@@ -38,6 +38,9 @@ lint: setup ## Style and types
 
 bench: setup ## Speed against named baselines: one JSON line a figure
 	$(BIN)/python -m tests.bench
+
+bench-gpu: setup ## Training throughput of large denoisers on one GPU, as a table
+	$(BIN)/python tests/bench/gpu.py
 
 clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,58 +1,114 @@
-"""A training step through DeepSpeed against a bare PyTorch loop: same model, batch, precision and device."""
+"""The whole training loop against a bare PyTorch loop over tensors in memory: same model, batch, precision, device.
+
+And against the same loop as diffusers' examples have it, which encode every image anew at every step.
+"""
 
 from __future__ import annotations
 
 import os
+import statistics
+import tempfile
+import time
 
 import torch
-from report import alternate, emit
+from report import emit
+from table import LABELS, job
 
+from cluster.storage import Folder
 from pipelines.compose import load_settings
+from pipelines.generator.autoencoder import build as build_autoencoder
+from pipelines.generator.checkpoint import Cursor
+from pipelines.generator.components.encoder import Encoder
 from pipelines.generator.denoiser import build
-from pipelines.generator.engine import Engine
 from pipelines.generator.fit import autocast
+from pipelines.generator.loop import learn
 from pipelines.generator.objective import Objective
+from pipelines.progress import read_journal
 
-LATENT, WIDTH, ROUNDS = (4, 16, 16), 128, 40
+LATENT, WIDTH, ROWS, ROUNDS, STEPS = (4, 16, 16), 128, 2_048, 12, 4
+
+
+class Bare:
+    """What a careful user would write by hand."""
+
+    def __init__(self, settings, encode):
+        self.model = build(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, list(LABELS))
+        self.average = [p.detach().clone() for p in self.model.parameters()]
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-3, fused=True)
+        self.objective = Objective(settings.objective, settings.condition, "cpu", torch.channels_last)
+        self.batch, self.encode, self.cursor = settings.trainer.batch, encode, 0
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            draw = self.objective.draw((self.batch, *LATENT), 0, self.cursor)
+            self.cursor += self.batch
+            with autocast():
+                latents, embedding = self.encode(draw)
+                given = {"embedding": embedding, "labels": torch.zeros(self.batch, len(LABELS))}
+                loss = self.objective.losses(self.model, latents, given, draw).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.model.parameters()], 0.01)
+
+
+def cached(batch: int):
+    mean, logvar = torch.randn(batch, *LATENT), torch.full((batch, *LATENT), -8.0)
+    embedding = torch.randn(batch, WIDTH)
+    return lambda draw: (mean + (0.5 * logvar).exp() * draw.posterior, embedding)
+
+
+def online(settings):
+    """Autoencoder and encoder at every step, as diffusers' examples train."""
+    autoencoder = build_autoencoder(settings.autoencoder, settings.data.size).eval()
+    encoder = Encoder(image_size=settings.data.size, options=settings.encoder.options).eval()
+    images = torch.rand(settings.trainer.batch, 1, settings.data.size, settings.data.size)
+
+    @torch.no_grad()
+    def encode(draw):
+        posterior = autoencoder.encode(images * 2 - 1).latent_dist
+        return posterior.mean.float() + posterior.std.float() * draw.posterior, encoder.embed(images)
+
+    return encode
 
 
 def main() -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29577", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
-    settings = load_settings("profile=demo")
-    batch = settings.trainer.batch
-    latents, embedding = torch.randn(batch, *LATENT), torch.randn(batch, WIDTH)
-    labels = torch.zeros(batch, 2)
-    objective = Objective(settings.objective, "cpu")
+    chunk = load_settings("profile=demo").trainer.batch * STEPS
+    settings = load_settings("profile=demo", f"trainer.images={chunk * (ROUNDS + 1)}",
+                             f"trainer.checkpoint_every={chunk}", f"trainer.log_every={chunk}")
+    bare, slow = Bare(settings, cached(settings.trainer.batch)), Bare(settings, online(settings))
+    times: dict[str, list[float]] = {"ours": [], "bare": [], "online": []}
+    begun = 0.0
 
-    engine = Engine(build(settings.denoiser, LATENT, WIDTH, ["a", "b"]), settings.trainer, 1)
-    bare = build(settings.denoiser, LATENT, WIDTH, ["a", "b"])
-    average = [p.detach().clone() for p in bare.parameters()]
-    optimizer = torch.optim.AdamW(bare.parameters(), 1e-3, fused=True)
-    cursor = 0
+    def between(engine, cursor, since) -> None:
+        """Ours has just taken its steps; now the others take as many."""
+        nonlocal begun
+        times["ours"].append(time.perf_counter() - begun)
+        for name, loop in (("bare", bare), ("online", slow)):
+            start = time.perf_counter()
+            loop.steps(STEPS)
+            times[name].append(time.perf_counter() - start)
+        begun = time.perf_counter()
 
-    def ours() -> int:
-        nonlocal cursor
-        draw = objective.draw((batch, *LATENT), 0, cursor)
-        cursor += batch
-        engine.step(objective.losses(engine.module, latents, embedding, labels, draw).mean(), 1e-3, batch, cursor)
-        return batch
+    with tempfile.TemporaryDirectory() as aside:
+        training = job(Folder(aside), settings, ROWS, LATENT, WIDTH)
+        learn(training, 0, 1, {}, Cursor(0, 0, "bench"), between, lambda: False)
+        entries = read_journal(training.folder)
+    rates = {name: chunk / statistics.median(seconds[1:]) for name, seconds in times.items()}
+    parameters = sum(p.numel() for p in bare.model.parameters())
 
-    def baseline() -> int:
-        draw = objective.draw((batch, *LATENT), 0, cursor)
-        with autocast():
-            loss = objective.losses(bare, latents, embedding, labels, draw).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        torch._foreach_lerp_(average, [p.detach() for p in bare.parameters()], 0.01)
-        return batch
+    def ratio(name: str) -> float:
+        return statistics.median(other / ours for other, ours in zip(times[name][1:], times["ours"][1:], strict=True))
 
-    ratio, rate, plain = alternate(ours, baseline, ROUNDS)
-    emit("train", ratio, 0.97, images_per_second=round(rate, 1), baseline=round(plain, 1),
-         against="bare PyTorch loop, autocast, AdamW, clipping and EMA",
-         parameters=sum(p.numel() for p in bare.parameters()))
+    emit("train", ratio("bare"), 0.97, images_per_second=round(rates["ours"], 1), baseline=round(rates["bare"], 1),
+         against="bare PyTorch loop over cached tensors: autocast, AdamW, clipping and EMA", parameters=parameters)
+    emit("train_online", ratio("online"), 1.0, baseline=round(rates["online"], 1),
+         against="the same loop with autoencoder and encoder at every step")
+    wait = statistics.mean(entry["data_wait_fraction"] for entry in entries[1:])
+    emit("data_wait", 0.02 / max(wait, 1e-9), 1.0, fraction=round(wait, 5), against="2 % of the time")
     torch.distributed.destroy_process_group()
 
 

@@ -1,0 +1,44 @@
+"""How long a checkpoint of the demo's model keeps Ray Train's workers waiting, against writing it on the spot."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from report import emit
+from table import job
+
+from cluster.session import session
+from cluster.storage import Folder
+from pipelines.compose import load_settings
+from pipelines.generator import checkpoint
+from pipelines.generator.train import _fit
+from pipelines.progress import read_journal
+from pipelines.stage import Stage
+
+LATENT, WIDTH, ROWS, GOAL = (4, 16, 16), 128, 512, 0.1  # seconds
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as aside, session() as resources:
+        settings = load_settings("profile=demo", f"storage={aside}", "name=bench", "trainer.images=1536",
+                                 "trainer.batch=32", "trainer.checkpoint_every=256", "trainer.log_every=32",
+                                 "validate.images=0")
+        last = _fit(job(Folder(aside) / "bench", settings, ROWS, LATENT, WIDTH),
+                    Stage("train", settings, resources, "bench"))
+        entries = read_journal(Folder(aside) / "bench" / "train")
+        stalls = [entry["checkpoint_stall_seconds"] for entry in entries if entry["checkpoint_stall_seconds"]]
+        state, cursor = checkpoint.load(Path(last.path), "bench")
+        start = time.perf_counter()
+        checkpoint.save(Path(aside) / "aside", state, cursor)
+        (Folder(aside) / "again").upload(Path(aside) / "aside")
+        written = time.perf_counter() - start
+    stall = statistics.median(stalls)
+    emit("checkpoint", GOAL / stall, 1.0, seconds=round(stall, 4), longest=round(max(stalls), 4), n=len(stalls),
+         synchronous=round(stall + written, 4), against=f"{GOAL} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""A latents table of random numbers, and the training job that reads it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.storage import Folder
+from pipelines.data.records import latents_schema
+from pipelines.data.tables import write_shard
+from pipelines.generator.loop import Job
+from pipelines.settings import Settings
+
+LABELS = ("a", "b")
+
+
+def make_latents(folder: Folder, rows: int, shard: int, latent: tuple[int, int, int], width: int) -> None:
+    """`rows` images of the train split, in shards of `shard`."""
+    rng, schema = np.random.default_rng(0), latents_schema(latent, width)
+    for index in range(rows // shard):
+        shapes = {"latent_mean": latent, "latent_logvar": latent, "embedding": (width,)}
+        values = {name: rng.standard_normal((shard, *shape)).astype(np.float16) for name, shape in shapes.items()}
+        arrays = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value) for name, value in values.items()}
+        told = {"image_id": [f"{index}-{k}" for k in range(shard)], "patient_id": ["p"] * shard,
+                "labels": [[LABELS[k % 2]] for k in range(shard)], "split": ["train"] * shard}
+        write_shard(folder, index, pa.table({name: (arrays | told)[name] for name in schema.names}, schema=schema))
+
+
+def job(root: Folder, settings: Settings, rows: int, latent: tuple[int, int, int], width: int) -> Job:
+    """A training of latents made below `root`."""
+    make_latents(root / "latents", rows, rows // 4, latent, width)
+    channels = latent[0]
+    return Job(settings, "bench", root / "train", root / "latents", [0.0] * channels, [1.0] * channels)

@@ -1,0 +1,73 @@
+"""Two workers under ZeRO-2 against torch's DistributedDataParallel: same model, batch, precision and processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from report import alternate, emit
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.compose import load_settings
+from pipelines.generator.denoiser import build
+from pipelines.generator.engine import Engine
+from pipelines.generator.fit import autocast
+from pipelines.generator.objective import Objective
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines" / "generator"))
+from distributed import run
+
+LATENT, WIDTH, ROUNDS, STEPS = (4, 16, 16), 128, 10, 3
+
+
+def measure(rank: int, world: int) -> tuple[float, float, float]:
+    settings = load_settings("profile=demo", f"trainer.workers={world}", "trainer.zero_stage=2")
+    batch = settings.trainer.batch
+    share = batch // world
+    latents = torch.randn(share, *LATENT)
+    given = {"embedding": torch.randn(share, WIDTH), "labels": torch.zeros(share, 2)}
+    objective = Objective(settings.objective, settings.condition, "cpu", torch.channels_last)
+
+    def model():
+        return build(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, ["a", "b"])
+
+    engine, bare = Engine(model(), settings.trainer, world), DistributedDataParallel(model())
+    optimizer = torch.optim.AdamW(bare.parameters(), 1e-3, fused=True)
+    average = [p.detach().clone() for p in bare.parameters()]
+    finite, cursor = torch.tensor(True), 0
+
+    def draw():
+        nonlocal cursor
+        cursor += batch
+        return objective.draw((batch, *LATENT), 0, cursor, rank, world)
+
+    def ours() -> int:
+        for _ in range(STEPS):
+            drawn = draw()
+            engine.backward(objective.losses(engine.module, latents, given, drawn).mean(), last=True)
+            engine.step(1e-3, batch, cursor, finite)
+        return STEPS * batch
+
+    def baseline() -> int:
+        for _ in range(STEPS):
+            with autocast():
+                loss = objective.losses(bare, latents, given, draw()).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            torch._foreach_lerp_(average, [p.detach() for p in bare.parameters()], 0.01)
+        return STEPS * batch
+
+    return alternate(ours, baseline, ROUNDS)
+
+
+def main() -> None:
+    ratio, rate, plain = run(2, measure)[0]
+    emit("two_workers", ratio, 0.95, images_per_second=round(rate, 1), baseline=round(plain, 1),
+         against="DistributedDataParallel with autocast, AdamW, clipping and EMA")
+
+
+if __name__ == "__main__":
+    main()
