@@ -74,10 +74,10 @@ def table(storage: Path, folder: str) -> dict[str, list]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Storage of one unbroken run, which the tests only read or copy; two workers, and nothing whole on either."""
+    """Storage of one unbroken run of two workers, which the tests only read or copy."""
     storage = tmp_path_factory.mktemp("finished")
     run(storage, "validate.images=32", "validate.every=1000000", "validate.frechet_images=16",
-        "trainer.milestone_every=480", *SHARDED, "trainer.zero_stage=3")
+        "trainer.milestone_every=480", *SHARDED)
     return storage
 
 
@@ -229,7 +229,7 @@ def test_sigkill_in_ingest_latents_train_and_sample_changes_nothing(finished, tm
     seen = [json.loads(line)["images"] for line in (folder / "train/metrics.jsonl").read_text().splitlines()]
     assert seen == sorted(set(seen))
     assert record(tmp_path, "train")["metrics"]["loss"] == pytest.approx(
-        record(finished, "train")["metrics"]["loss"], rel=0.02)  # of one worker under ZeRO-2, and of two under ZeRO-3
+        record(finished, "train")["metrics"]["loss"], rel=0.02)  # of one worker, and of two
 
 
 @pytest.mark.ray

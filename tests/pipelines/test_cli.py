@@ -12,6 +12,7 @@ from pipelines.compose import load_settings
 def rayograph(tmp_path, monkeypatch, capfd):
     """Run the command in this process, in an empty folder: exit code, output, lines of error."""
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
 
     monkeypatch.chdir(tmp_path)
 
@@ -24,7 +25,8 @@ def rayograph(tmp_path, monkeypatch, capfd):
         out, err = capfd.readouterr()
         return stop.value.code or 0, out, err.splitlines()
 
-    return call
+    yield call
+    HydraConfig.instance().cfg = None  # which other tests of this process would take for theirs
 
 
 @pytest.fixture
