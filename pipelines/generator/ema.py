@@ -12,17 +12,18 @@ RAMP_UP = 0.05  # early on the half-life is this share of the images seen (EDM2,
 PIECE = 2**24  # elements of a difference held at a time: 64 MiB
 
 
+def average_name(halflife: int) -> str:
+    """Of an average's part of a checkpoint."""
+    return f"ema-{halflife}"
+
+
 class Ema:
     """Average of flat partitions, whatever the ZeRO stage cut them into; the half-life is counted in images."""
 
-    def __init__(self, partitions: Sequence[Tensor], halflife_images: float) -> None:
+    def __init__(self, partitions: Sequence[Tensor], halflife_images: int) -> None:
         self.partitions, self.halflife = list(partitions), halflife_images
+        self.name = average_name(halflife_images)
         self.averages = [partition.clone() for partition in partitions]
-
-    @property
-    def name(self) -> str:
-        """Of its part of a checkpoint."""
-        return f"ema-{self.halflife}"
 
     @torch.no_grad()
     def update(self, batch: int, seen: int) -> None:

@@ -143,8 +143,9 @@ class Engine:
         if self.settings.zero_stage == 0:
             named = zip(self._named, buffers, strict=True) if first else ()
             return {name: buffer.to("cpu", copy=True) for (name, _), buffer in named}
-        return self._gather_sharded_weights(buffers, first) if self.settings.zero_stage == 3 else \
-            self._gather_pieces(buffers, first)
+        if self.settings.zero_stage == 3:
+            return self._gather_sharded_weights(buffers, first)
+        return self._gather_pieces(buffers, first)
 
     def _gather_pieces(self, buffers: list[Tensor], first: bool) -> Tensors:
         """Under ZeRO 1 and 2, with one collective: every worker puts its pieces where they belong in one vector."""

@@ -38,7 +38,11 @@ def train(stage: Stage) -> Metrics:
     job = Job(stage.settings, stage.fingerprint, stage.folder, stage.input("latents"), list(config.latents_mean),
               list(config.latents_std))
     trainer, begun = stage.settings.trainer, checkpoint.newest_whole(stage.folder / "checkpoints")
-    since = checkpoint.cursor_of(begun).images if begun else 0
+    since = 0
+    if begun:
+        cursor = checkpoint.cursor_of(begun)
+        since = cursor.images
+        say(f"train: goes on from {since:,} of {trainer.images:,} images, after {cursor.steps:,} steps ({begun.uri})")
     with follow(stage.folder, "train", trainer.images, JOURNALS, trainer.boards, since):
         last = _fit(job, stage)
     chosen = best_checkpoint(stage.folder, trainer) or last
@@ -63,14 +67,9 @@ def _fit(job: Job, stage: Stage) -> Folder:
     if (trainer.min_workers or wanted) > there:
         raise ValueError(f"trainer.workers={wanted}: the cluster has {there} {'GPUs' if resources.gpus else 'CPUs'}")
     checkpoints = stage.folder / "checkpoints"
-    earlier = earlier_checkpoint(checkpoints)
-    if newest := checkpoint.newest_whole(checkpoints):
-        cursor = checkpoint.cursor_of(newest)
-        say(f"train: goes on from {cursor.images:,} of {trainer.images:,} images, after {cursor.steps:,} steps "
-            f"({newest.uri})")
     result = TorchTrainer(
         work,
-        train_loop_config={"job": job, "earlier": earlier},
+        train_loop_config={"job": job, "earlier": earlier_checkpoint(checkpoints)},
         scaling_config=ScalingConfig(
             num_workers=(trainer.min_workers, wanted) if trainer.min_workers else wanted,
             use_gpu=resources.gpus > 0,
@@ -222,10 +221,10 @@ def best_average(trainer: Trainer, measured: dict[str, float]) -> tuple[str, dic
     It is the one with the least validation loss; the first where none was measured, or where the Fréchet distance
     chose, which is the first's.
     """
-    names = [f"ema-{halflife}" for halflife in trainer.ema_halflife_images]
-    losses = {name: measured.get("val_loss" if name == names[0] else f"val_loss_{name}") for name in names}
-    best = names[0] if trainer.best == "val_frechet" else min(names, key=lambda name: losses[name] or 0.0)
-    known = {"val_loss": losses[best], "val_frechet": measured.get("val_frechet") if best == names[0] else None}
+    losses = {average: measured.get(name) for average, name in validate.loss_names(trainer).items()}
+    first = next(iter(losses))
+    best = first if trainer.best == "val_frechet" else min(losses, key=lambda average: losses[average] or 0.0)
+    known = {"val_loss": losses[best], "val_frechet": measured.get("val_frechet") if best == first else None}
     return best, {name: value for name, value in known.items() if value is not None}
 
 

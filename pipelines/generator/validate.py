@@ -20,6 +20,7 @@ from cluster.storage import Folder
 from pipelines.generator import checkpoint
 from pipelines.generator.components.pipeline import RayographPipeline
 from pipelines.generator.denoiser import Denoiser
+from pipelines.generator.ema import average_name
 from pipelines.generator.export import in_memory
 from pipelines.generator.fit import autocast
 from pipelines.generator.loop import Job
@@ -27,7 +28,7 @@ from pipelines.generator.meter import BINS
 from pipelines.generator.objective import Draw, Objective
 from pipelines.generator.reader import Reader, kind_of
 from pipelines.progress import read_journal
-from pipelines.settings import CONDITIONS, Settings
+from pipelines.settings import CONDITIONS, Settings, Trainer
 
 FILE = "validation.jsonl"
 NOISE_SEED = 2**31 - 1  # of the fixed noise; no step of a training has it
@@ -45,15 +46,13 @@ def validate(job: Job, autoencoder: Folder, encoder: Folder, folder: Folder, fre
     denoiser = job.denoiser(kind).to(device()).eval()
     images = checkpoint.cursor_of(folder).images
     found: dict[str, float] = {}
-    for k, halflife in enumerate(settings.trainer.ema_halflife_images):
-        denoiser.load_state_dict(checkpoint.read_part(folder, f"ema-{halflife}"))
+    names = loss_names(settings.trainer)
+    for average, name in reversed(names.items()):  # the first is then the one that samples
+        denoiser.load_state_dict(checkpoint.read_part(folder, average))
         losses, levels = held_out_losses(job, denoiser, val)
-        found["val_loss" if k == 0 else f"val_loss_ema-{halflife}"] = losses.mean().item()
-        if k == 0:
-            found |= {f"val_loss_noise_{b + 1}": losses[(levels * BINS).long() == b].mean().item()
-                      for b in range(BINS) if ((levels * BINS).long() == b).any()}
-    first = settings.trainer.ema_halflife_images[0]
-    denoiser.load_state_dict(checkpoint.read_part(folder, f"ema-{first}"))
+        found[name] = losses.mean().item()
+    bins = (levels * BINS).long()
+    found |= {f"val_loss_noise_{b + 1}": losses[bins == b].mean().item() for b in range(BINS) if (bins == b).any()}
     generator = in_memory(settings, denoiser, autoencoder, encoder)
     generator.set_progress_bar_config(disable=True)
     if settings.validate.shown:
@@ -63,6 +62,12 @@ def validate(job: Job, autoencoder: Folder, encoder: Folder, folder: Folder, fre
     told = {"images": images} | {name: float(f"{value:.6g}") for name, value in found.items()}
     append(job.folder, told)
     return told
+
+
+def loss_names(trainer: Trainer) -> dict[str, str]:
+    """What the validation loss of each average of the weights is called: `val_loss` of the first."""
+    first, *others = map(average_name, trainer.ema_halflife_images)
+    return {first: "val_loss", **{name: f"val_loss_{name}" for name in others}}
 
 
 @torch.no_grad()
