@@ -208,6 +208,7 @@ class Engine:
         loop accumulates, and weighs every worker's share.
         """
         settings, alone, cuda = self.settings, self.world == 1, torch.cuda.is_available()
+        sharded = settings.zero_stage > 0
         zero: dict[str, Any] = {
             "stage": 1 if alone and settings.zero_stage == 2 and settings.micro_batch is None else settings.zero_stage,
             "contiguous_gradients": not alone, "overlap_comm": cuda,
@@ -216,16 +217,15 @@ class Engine:
             zero |= {"stage3_param_persistence_threshold": settings.zero3_persistence, "sub_group_size": 10**12}
         if settings.offload:
             zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": cuda}}
-        if self._clips and settings.zero_stage > 0:
+        if self._clips and sharded:
             zero |= {"compute_grad_norm": False}
-        low = settings.zero_stage > 0
         return {
             "train_batch_size": self.world,
             "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": 0.0 if self._clips else settings.grad_clip,
-            "bf16": {"enabled": low and self.bf16, "check_grad_overflow": False},
+            "bf16": {"enabled": sharded and self.bf16, "check_grad_overflow": False},
             "fp16": {"enabled": self.fp16},
-            "torch_autocast": {"enabled": not low and self.bf16, "dtype": "bfloat16"},
+            "torch_autocast": {"enabled": not sharded and self.bf16, "dtype": "bfloat16"},
             "timers": {"throughput": {"enabled": False}},
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,

@@ -11,12 +11,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import torch
+from bare import Bare
 
 from cluster.session import device
 from pipelines.compose import load_settings
 from pipelines.generator.denoiser import build, compile_blocks, training_flops
 from pipelines.generator.engine import Engine
-from pipelines.generator.fit import autocast
 from pipelines.generator.meter import memory_mb, peak_flops
 from pipelines.generator.objective import Objective
 
@@ -52,15 +52,10 @@ def measure(name: str, latent: tuple[int, int, int], batch: int, added: int, ste
             engine.backward(objective.losses(engine.module, latents, given, drawn).mean(), last=True)
             engine.step(1e-4, batch, (k + 1) * batch, finite)
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+        bare = Bare(model, objective)
 
         def step(k: int) -> None:
-            with autocast():
-                loss = objective.losses(model, latents, given, objective.draw((batch, *latent), 0, k * batch)).mean()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            bare.step(latents, given, objective.draw((batch, *latent), 0, k * batch))
 
     warm = max(steps // 4, 2)
     for k in range(warm):

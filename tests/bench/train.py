@@ -11,6 +11,7 @@ import tempfile
 import time
 
 import torch
+from bare import Bare
 from report import emit
 from table import LABELS, job
 
@@ -28,29 +29,20 @@ from pipelines.progress import read_journal
 LATENT, WIDTH, ROWS, ROUNDS, STEPS = (4, 16, 16), 128, 2_048, 12, 4
 
 
-class Bare:
-    """What a careful user would write by hand."""
+class Loop:
+    """Steps of the bare loop over batches that `encode` makes."""
 
     def __init__(self, settings, encode):
-        self.model = build(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, list(LABELS))
-        self.average = [p.detach().clone() for p in self.model.parameters()]
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-3, fused=True)
-        self.objective = Objective(settings.objective, settings.condition, "cpu", torch.channels_last)
+        model = build(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, list(LABELS))
+        self.bare = Bare(model, Objective(settings.objective, settings.condition, "cpu", torch.channels_last))
         self.batch, self.encode, self.cursor = settings.trainer.batch, encode, 0
 
     def steps(self, count: int) -> None:
         for _ in range(count):
-            draw = self.objective.draw((self.batch, *LATENT), 0, self.cursor)
+            draw = self.bare.objective.draw((self.batch, *LATENT), 0, self.cursor)
             self.cursor += self.batch
-            with autocast():
-                latents, embedding = self.encode(draw)
-                given = {"embedding": embedding, "labels": torch.zeros(self.batch, len(LABELS))}
-                loss = self.objective.losses(self.model, latents, given, draw).mean()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.model.parameters()], 0.01)
+            latents, embedding = self.encode(draw)
+            self.bare.step(latents, {"embedding": embedding, "labels": torch.zeros(self.batch, len(LABELS))}, draw)
 
 
 def cached(batch: int):
@@ -67,8 +59,9 @@ def online(settings):
 
     @torch.no_grad()
     def encode(draw):
-        posterior = autoencoder.encode(images * 2 - 1).latent_dist
-        return posterior.mean.float() + posterior.std.float() * draw.posterior, encoder.embed(images)
+        with autocast():
+            posterior = autoencoder.encode(images * 2 - 1).latent_dist
+            return posterior.mean.float() + posterior.std.float() * draw.posterior, encoder.embed(images)
 
     return encode
 
@@ -79,7 +72,7 @@ def main() -> None:
     chunk = load_settings("profile=demo").trainer.batch * STEPS
     settings = load_settings("profile=demo", f"trainer.images={chunk * (ROUNDS + 1)}",
                              f"trainer.checkpoint_every={chunk}", f"trainer.log_every={chunk}")
-    bare, slow = Bare(settings, cached(settings.trainer.batch)), Bare(settings, online(settings))
+    bare, slow = Loop(settings, cached(settings.trainer.batch)), Loop(settings, online(settings))
     times: dict[str, list[float]] = {"ours": [], "bare": [], "online": []}
     begun = 0.0
 
@@ -98,7 +91,7 @@ def main() -> None:
         learn(training, 0, 1, {}, Cursor(0, 0, "bench"), between, lambda: False)
         entries = read_journal(training.folder)
     rates = {name: chunk / statistics.median(seconds[1:]) for name, seconds in times.items()}
-    parameters = sum(p.numel() for p in bare.model.parameters())
+    parameters = sum(p.numel() for p in bare.bare.model.parameters())
 
     def ratio(name: str) -> float:
         return statistics.median(other / ours for other, ours in zip(times[name][1:], times["ours"][1:], strict=True))

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import torch
+from bare import Bare
 from report import alternate, emit
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.compose import load_settings
 from pipelines.generator.denoiser import build
 from pipelines.generator.engine import Engine
-from pipelines.generator.fit import autocast
 from pipelines.generator.objective import Objective
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines" / "generator"))
@@ -32,9 +32,7 @@ def measure(rank: int, world: int) -> tuple[float, float, float]:
     def model():
         return build(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, ["a", "b"])
 
-    engine, bare = Engine(model(), settings.trainer, world), DistributedDataParallel(model())
-    optimizer = torch.optim.AdamW(bare.parameters(), 1e-3, fused=True)
-    average = [p.detach().clone() for p in bare.parameters()]
+    engine, bare = Engine(model(), settings.trainer, world), Bare(DistributedDataParallel(model()), objective)
     finite, cursor = torch.tensor(True), 0
 
     def draw():
@@ -51,13 +49,7 @@ def measure(rank: int, world: int) -> tuple[float, float, float]:
 
     def baseline() -> int:
         for _ in range(STEPS):
-            with autocast():
-                loss = objective.losses(bare, latents, given, draw()).mean()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            torch._foreach_lerp_(average, [p.detach() for p in bare.parameters()], 0.01)
+            bare.step(latents, given, draw())
         return STEPS * batch
 
     return alternate(ours, baseline, ROUNDS)
