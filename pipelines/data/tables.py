@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from cluster.storage import Folder
 
 READERS = 8  # shards read side by side, for a file system far away
+Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]  # of a name, a shape and a type
 
 
 def shard_name(index: int) -> str:
@@ -102,9 +103,13 @@ def tensor_columns(folder: Folder) -> dict[str, tuple[int, ...]]:
                 if isinstance(field.type, pa.FixedShapeTensorType)}
 
 
-def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], split: str) \
+def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], split: str,
+                 allocate: Allocate = lambda name, shape, dtype: np.empty(shape, dtype)) \
         -> tuple[dict[str, np.ndarray], pa.Table]:
     """One split of a table with fixed-shape tensor columns, shards read side by side and no value held twice.
+
+    Args:
+        allocate: makes the arrays that are filled.
 
     Returns:
         The columns `names` as arrays (N, …), and the columns `others` as a table, in the order of the shards.
@@ -120,7 +125,8 @@ def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], sp
                 schema = pq.read_schema(file)
             for name in names:
                 kind = schema.field(name).type
-                arrays[name] = np.empty((starts[-1], *kind.shape), kind.value_type.to_pandas_dtype())
+                dtype = np.dtype(kind.value_type.to_pandas_dtype())
+                arrays[name] = allocate(name, (int(starts[-1]), *kind.shape), dtype)
 
         def fill(index: int) -> None:
             shard, rows = read_shard(folder, shards[index], names), chosen[index]
@@ -128,7 +134,8 @@ def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], sp
                 values = tensors(shard, name)
                 arrays[name][starts[index] : starts[index + 1]] = values if rows.all() else values[rows]
 
-        list(pool.map(fill, [index for index, rows in enumerate(chosen) if rows.any()]))
+        if names:
+            list(pool.map(fill, [index for index, rows in enumerate(chosen) if rows.any()]))
     kept = [shard.select(others).filter(rows) for shard, rows in zip(told, chosen, strict=True)]
     return arrays, pa.concat_tables(kept).combine_chunks()
 

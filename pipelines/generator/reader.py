@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cluster.storage import Folder
 from pipelines.data.order import Order, batches
-from pipelines.data.tables import known_labels, multi_hot, read_table, read_tensors, tensor_columns
+from pipelines.data.tables import known_labels, multi_hot, read_table, tensor_columns
+from pipelines.generator.node import read_once
 
 AHEAD = 2  # batches prepared before they are asked for
 
@@ -65,7 +66,7 @@ class Reader:
     def __init__(self, folder: Folder, seed: int, labels: list[str], conditions: Collection[str],
                  split: str = "train") -> None:
         columns = ["latent_mean", "latent_logvar", *(name for name in tensor_columns(folder) if name in conditions)]
-        self.given, table = read_tensors(folder, columns, ["image_id", "labels"], split)
+        self.given, table = read_once(folder, columns, ["image_id", "labels"], split)
         self.mean, self.logvar = self.given.pop("latent_mean"), self.given.pop("latent_logvar")
         self.image_ids = table["image_id"]
         self.given["labels"] = multi_hot(table, labels)

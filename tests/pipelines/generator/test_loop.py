@@ -158,3 +158,27 @@ def three_times(rank, world, folder):
     learn_in(rank, world, folder, "left", 10, leaving=lambda: True)
     names = Folder(str(folder / "left" / "checkpoints")).names()
     return some, none, [checkpoint.images_of(name) // BATCH for name in names]
+
+
+def read_shared(rank, world, folder):
+    """The table as this worker has it, and what of it lies in files without a name."""
+    from pipelines.generator.reader import Reader
+
+    reader = Reader(Folder(str(folder / "latents")), 0, ["sick"], ["embedding"])
+    nameless = [line for line in Path("/proc/self/maps").read_text().splitlines()
+                if "rayograph-" in line and line.endswith("(deleted)")]
+    return reader.mean[:], reader.given["embedding"][:], reader.given["labels"], len(nameless)
+
+
+def test_the_workers_of_a_node_hold_the_latents_once_in_files_that_leave_nothing_behind(tmp_path, monkeypatch):
+    make_table(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "aside"))
+    (tmp_path / "aside").mkdir()
+    [alone] = run(1, read_shared, tmp_path)
+    both = run(2, read_shared, tmp_path)
+    assert alone[-1] == 0
+    for shared in both:
+        assert shared[-1] == 3  # means, log-variances, embeddings
+        for one, other in zip(alone[:-1], shared[:-1], strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert not list((tmp_path / "aside").glob("rayograph-*"))
