@@ -125,7 +125,7 @@ def training_flops(denoiser: Denoiser, latent: Latent) -> int:
 
     from torch.utils.flop_counter import FlopCounterMode
 
-    ghost = copy.deepcopy(denoiser).to("meta")
+    ghost = copy.deepcopy(denoiser).to("meta").requires_grad_(False)
     shapes = {name: tuple(latent[1] if side < 0 else side for side in shape)
               for name, shape in ghost.conditioner.shapes.items()}
     given = {name: torch.zeros(1, *shape, device="meta") for name, shape in shapes.items()}

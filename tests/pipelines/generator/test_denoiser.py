@@ -34,6 +34,13 @@ def test_flops_are_those_of_the_matrix_products():
     assert training_flops(empty("dit-s"), (4, 32, 32)) == pytest.approx(3 * (2 * 6.06e9 + crossed), rel=0.02)
 
 
+@pytest.mark.parametrize("name", ["unet-annotated", "dit-xs"])
+def test_the_work_of_an_unconditional_network_is_counted(name):
+    settings = load_settings("profile=annotated", f"denoiser={name}")
+    denoiser = build(settings.denoiser, settings.condition, (1, 28, 28), SHAPES, [])
+    assert training_flops(denoiser, (1, 28, 28)) > 1e8
+
+
 @pytest.mark.parametrize("architecture", ["unet", "dit"])
 def test_what_is_predicted_depends_on_the_condition_and_on_its_being_dropped(architecture):
     settings = Denoiser(architecture=architecture, channels=[16, 32], attention=[False, True], norm_groups=8,
