@@ -31,12 +31,13 @@ def make_table(folder, poisoned=()):
     random = np.random.default_rng(0)
     mean = random.normal(size=(IMAGES, *LATENT)).astype(np.float16)
     mean[list(poisoned)] = math.inf
-    tensors = {"latent_mean": mean, "latent_logvar": np.full_like(mean, -8), "embedding":
-               random.normal(size=(IMAGES, WIDTH)).astype(np.float16)}
+    tensors = {"latent_mean": mean, "latent_logvar": np.full_like(mean, -8)} | {
+        name: random.normal(size=(IMAGES, *shape)).astype(np.float16)
+        for name, shape in {"embedding": (WIDTH,), "patches": (4, WIDTH), "mask": (2, *LATENT[1:])}.items()}
     columns = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value) for name, value in tensors.items()}
     told = {"image_id": [f"image-{k}" for k in range(IMAGES)], "patient_id": ["p"] * IMAGES,
             "labels": [["sick"] if k % 3 else [] for k in range(IMAGES)], "split": ["train"] * IMAGES}
-    schema = latents_schema(LATENT, WIDTH)
+    schema = latents_schema(LATENT, WIDTH, 4, 2)
     write_shard(Folder(str(folder / "latents")), 0,
                 pa.table({name: (columns | told)[name] for name in schema.names}, schema=schema))
 
@@ -92,6 +93,47 @@ def unbroken(tmp_path_factory):
     make_table(folder)
     run(1, learn_in, folder, "unbroken", STEPS, ["trainer.profile_steps=2"])
     return folder
+
+
+KINDS = {
+    "unconditional": ["condition.embedding_tokens=0", "condition.labels=false"],
+    "labels": ["condition.embedding_tokens=0"],
+    "patches-mask": ["condition.patches=true", "latents.patch_grid=2", "condition.mask=true", "latents.masks=2"],
+    "dit": ["denoiser.architecture=dit", "denoiser.width=32", "denoiser.layers=2"],
+    "edm": ["objective.process=edm"],
+    "flow": ["objective.process=flow", "objective.distance=huber"],
+    "checkpointing": ["trainer.activation_checkpointing=true", "trainer.channels_last=false", "trainer.micro_batch=5"],
+    "constant": ["trainer.schedule=constant", "trainer.ema_halflife_images=[50,200]", "objective.distance=l1"],
+}
+
+
+def learn_each(rank, world, folder):
+    """Names of the parameters that no step moved, by kind of generator."""
+    from conftest import TINY
+
+    from pipelines.compose import load_settings
+    from pipelines.generator.loop import Job
+    from pipelines.generator.reader import kind_of
+
+    still = {}
+    for kind, options in KINDS.items():
+        assert learn_in(rank, world, folder, kind, 10, [*options, "trainer.warmup_images=0"]) is None
+        job = Job(load_settings(*TINY, *options), "", Folder(""), Folder(str(folder / "latents")), [0.0] * 4, [1.0] * 4)
+        fresh = job.denoiser(kind_of(job.latents)).state_dict()
+        learnt = checkpoint.load(folder / kind / "checkpoints" / checkpoint.name(10 * BATCH), "a fingerprint")[0]
+        still[kind] = [name for name, value in learnt["model"].items() if torch.equal(value, fresh[name])
+                       and not name.endswith("norm2.weight")]  # of queries, which a lone token does not need
+    return still
+
+
+def test_every_parameter_of_every_kind_of_generator_learns(tmp_path):
+    make_table(tmp_path)
+    [still] = run(1, learn_each, tmp_path)
+    assert still == {kind: [] for kind in KINDS}
+    for kind in KINDS:
+        last = read_journal(Folder(str(tmp_path / kind)))[-1]
+        assert (last["images"], last["skipped"]) == (10 * BATCH, 0)
+        assert 0 < last["loss"] < 2
 
 
 def test_a_window_of_steps_is_traced(unbroken):
