@@ -141,6 +141,32 @@ def test_a_window_of_steps_is_traced(unbroken):
     assert sum(event.get("name", "").startswith("ProfilerStep#") for event in trace["traceEvents"]) >= 2
 
 
+def held_out(rank, world, folder):
+    """Loss at fixed noise of the weights before training and after it; the second measured twice."""
+    from conftest import TINY
+
+    from pipelines.compose import load_settings
+    from pipelines.generator.loop import Job
+    from pipelines.generator.reader import Reader, kind_of
+    from pipelines.generator.validate import held_out_losses
+    from pipelines.settings import CONDITIONS
+
+    job = Job(load_settings(*TINY, "validate.images=40"), "", Folder(""), Folder(str(folder / "latents")), [0.0] * 4,
+              [1.0] * 4)
+    reader, denoiser = Reader(job.latents, 0, ["sick"], CONDITIONS), job.denoiser(kind_of(job.latents)).eval()
+    losses = [held_out_losses(job, denoiser, reader)[0]]
+    last = checkpoint.load(folder / "unbroken" / "checkpoints" / checkpoint.name(STEPS * BATCH), "a fingerprint")[0]
+    denoiser.load_state_dict(last["model"])
+    return [loss.numpy() for loss in [*losses, *(held_out_losses(job, denoiser, reader)[0] for _ in range(2))]]
+
+
+def test_the_loss_at_fixed_noise_repeats_and_falls_with_training(unbroken):
+    [(before, after, again)] = run(1, held_out, unbroken)
+    assert len(before) == 40
+    np.testing.assert_array_equal(after, again)
+    assert after.mean() < 0.9 * before.mean()
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_hundred_steps_are_fifty_a_kill_and_fifty(unbroken, tmp_path, world):
     make_table(tmp_path)
