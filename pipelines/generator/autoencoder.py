@@ -84,11 +84,16 @@ def build(settings: Autoencoder, size: int) -> AutoencoderKL:
 
 @torch.no_grad()
 def set_statistics(model: ModelMixin, images: np.ndarray, batch: int) -> None:
-    """Store the mean and deviation of every latent channel, by which the generator's latents are normalised."""
+    """Store the mean and deviation of every latent channel, by which the generator's latents are normalised.
+
+    Those of the latents as they are drawn, with the width of their posteriors.
+    """
     with autocast():
-        means = torch.cat([model.encode(in_range(images[i : i + batch], model)).latent_dist.mean.float()
-                           for i in range(0, len(images), batch)])
-    model.register_to_config(latents_mean=means.mean((0, 2, 3)).tolist(), latents_std=means.std((0, 2, 3)).tolist(),
+        posteriors = [model.encode(in_range(images[i : i + batch], model)).latent_dist
+                      for i in range(0, len(images), batch)]
+    means, widths = (torch.cat([getattr(p, name).float() for p in posteriors]) for name in ("mean", "var"))
+    deviation = (means.var((0, 2, 3)) + widths.mean((0, 2, 3))).sqrt()
+    model.register_to_config(latents_mean=means.mean((0, 2, 3)).tolist(), latents_std=deviation.tolist(),
                              scaling_factor=1.0, sample_size=images.shape[-1])
 
 

@@ -63,7 +63,7 @@ class Meter:
         found |= norms | values
         found |= {"tflops": rate * self.flops / 1e12, "data_wait_fraction": (waited - self._waited) / seconds,
                   "checkpoint_stall_seconds": self.stalled, "memory_mb": memory_mb(),
-                  "seconds_left": (self.total - seen) / rate}
+                  "seconds_left": (self.total - seen) / rate, "workers": self.world}
         if self.peak:
             found["mfu"] = found["tflops"] * 1e12 / self.peak
         told: dict[str, float | str] = {name: float(f"{value:.6g}") for name, value in found.items()

@@ -74,3 +74,13 @@ def test_the_statistics_of_pixels_are_those_of_the_images():
     values = IMAGES / 127.5 - 1
     assert model.config.latents_mean[0] == pytest.approx(values.mean(), abs=1e-3)
     assert model.config.latents_std[0] == pytest.approx(values.std(), abs=1e-3)
+
+
+def test_the_latents_that_a_generator_learns_from_have_a_variance_of_one():
+    """An autoencoder that is hardly trained: its posteriors are far wider than their means differ."""
+    model = learner().model
+    set_statistics(model, IMAGES, 2)
+    posterior = model.encode(torch.from_numpy(IMAGES / 127.5 - 1).float()).latent_dist
+    mean, std = (torch.tensor(model.config[key]).view(1, -1, 1, 1) for key in ("latents_mean", "latents_std"))
+    normal = (torch.cat([posterior.sample(torch.Generator().manual_seed(k)) for k in range(8)]) - mean) / std
+    assert normal.std((0, 2, 3)).tolist() == pytest.approx([1] * 4, rel=0.1)

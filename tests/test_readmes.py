@@ -1,0 +1,36 @@
+"""What the pages tell a user to type are commands and settings that there are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import STAGES
+from pipelines.compose import load_settings
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/**/README.md"))]
+
+
+def typed(page: Path) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    return re.findall(r"(?:^|do )rayograph (.*?)(?:; done)?$", "\n".join(blocks).replace("\\\n", " "), re.MULTILINE)
+
+
+TYPED = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES if ".venv" not in page.parts
+                  for line in typed(page)]
+
+
+def test_every_page_has_been_read():
+    assert {page for page, _ in TYPED} >= {"README.md", "pipelines/data/README.md",
+                                                    "pipelines/generator/README.md"}
+
+
+@pytest.mark.parametrize(("page", "line"), TYPED)
+def test_a_command_on_a_page_composes(page, line):
+    command, *overrides = shlex.split(line, comments=True)
+    assert command in {"run", "$stage", *STAGES}
+    load_settings(*(override for override in overrides if not override.startswith("-")))
