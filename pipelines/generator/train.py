@@ -140,6 +140,8 @@ def work(config: dict[str, Any]) -> str | None:
     rank, world = context.get_world_rank(), context.get_world_size()
     if job.settings.trainer.offload:
         use_cores(max(cores() // context.get_local_world_size(), 1))  # AdamW works on the host
+    if rank == 0:
+        checkpoint.sweep(job.folder)
     state, cursor = _last_checkpoint(job, config["earlier"])
     return learn(job, rank, world, state, cursor, functools.partial(_save, job, rank), _leaving)
 
@@ -180,7 +182,7 @@ def _save(job: Job, rank: int, engine: Engine, cursor: Cursor, since: int) -> No
     def due(every: int | None) -> bool:
         return cursor.images == trainer.images or every is None or since // every != cursor.images // every
 
-    aside = tempfile.mkdtemp(prefix="rayograph-checkpoint-") if rank == 0 else None  # Ray deletes it in the end
+    aside = checkpoint.aside(job.folder) if rank == 0 else None  # Ray deletes it in the end
     task = ValidationTaskConfig(fn_kwargs={"frechet": settings.frechet_images > 0 and due(settings.frechet_every)})
     milestone = trainer.milestone_every is not None and due(trainer.milestone_every)
     unmeasured = {trainer.best: WORST} if trainer.best else {}

@@ -1,5 +1,7 @@
 """What training goes on from, whatever was being written when it was killed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -29,6 +31,14 @@ def test_a_checkpoint_is_read_as_it_was_saved(checkpoints, tmp_path):
 def test_a_checkpoint_of_another_training_is_refused(checkpoints, tmp_path):
     with pytest.raises(ValueError, match="other settings"):
         checkpoint.load(tmp_path / checkpoint.name(128), "another")
+
+
+def test_what_a_killed_attempt_left_aside_is_swept_and_what_others_write_stays(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine, other = checkpoint.aside(checkpoints), checkpoint.aside(checkpoints / "other")
+    checkpoint.sweep(checkpoints)
+    assert not Path(mine).exists()
+    assert Path(other).exists()
 
 
 def test_the_newest_whole_checkpoint_is_found(checkpoints, tmp_path):
