@@ -126,7 +126,7 @@ class Autoencoder(Fitting):
 class Encoder(Fitting):
     """The self-supervised image encoder whose global embedding conditions the generator."""
 
-    pretrained: str | None = None  # a timm model with Hub weights; null trains one by DINO on the train split
+    pretrained: str | None = None  # rad-dino, or a timm model with Hub weights; null: DINO on the train split
     architecture: str = "vit_tiny_patch16_224"
     options: dict[str, Any] = field(default_factory=dict)  # passed on to timm
     prototypes: int = 1024

@@ -32,6 +32,12 @@ STUDENT_TEMPERATURE = 0.1
 TEACHER_TEMPERATURE = 0.05
 SINKHORN_ITERATIONS = 3
 NEIGHBOURS = 20  # of the k-NN probe, as in DINO
+# Weights that are not timm's: the architecture, and what to replace in timm's description of it.
+ELSEWHERE: dict[str, tuple[str, dict[str, Any]]] = {
+    "rad-dino": ("vit_base_patch14_dinov2.lvd142m", {  # Perez-Garcia et al. 2024, arXiv 2401.10815: 0.9 M chest X-rays
+        "hf_hub_id": "microsoft/rad-dino", "hf_hub_filename": "backbone_compatible.safetensors",
+        "mean": (0.5307,) * 3, "std": (0.2583,) * 3}),
+}
 
 
 def encoder(stage: Stage) -> Metrics:
@@ -77,13 +83,21 @@ def _make(folder: Folder, table: Folder, settings: EncoderSettings, size: int, s
 
 
 def from_timm(name: str, size: int) -> Encoder:
-    """A timm model with its Hub weights, for gray images of `size` pixels (rounded to whole patches)."""
-    source = timm.create_model(name, pretrained=True, num_classes=0)
-    mean, std = (float(np.mean(source.pretrained_cfg[key])) for key in ("mean", "std"))
-    side = whole_patches(size, source)
-    model = Encoder(name, side, 3, mean, std)
-    weights = timm.create_model(name, pretrained=True, num_classes=0, img_size=side, dynamic_img_size=True).state_dict()
-    model.vit.load_state_dict(weights)
+    """A vision transformer with its Hub weights, for gray images of `size` pixels (rounded to whole patches).
+
+    Raises ValueError where neither timm nor `ELSEWHERE` knows the name.
+    """
+    architecture, other = ELSEWHERE.get(name, (name, None))
+    if ":" not in architecture and not timm.is_model(architecture):
+        raise ValueError(f"encoder.pretrained={name!r} is not known; it must be rad-dino or a vision transformer of "
+                         "timm, such as vit_base_patch14_dinov2.lvd142m or vit_base_patch16_dinov3.lvd1689m")
+    plain = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=other)
+    mean, std = (float(np.mean(plain.pretrained_cfg[key])) for key in ("mean", "std"))
+    side = whole_patches(size, plain)
+    model = Encoder(architecture, side, 3, mean, std)
+    source = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=other, num_classes=0,
+                               img_size=side, dynamic_img_size=True)
+    model.vit.load_state_dict(source.state_dict())
     return model
 
 
