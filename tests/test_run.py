@@ -250,6 +250,15 @@ def test_two_workers_train_save_resume_export_and_reload(copied, finished, stage
                                                                        rel=0.02)
 
 
+@pytest.mark.ray
+def test_a_network_that_does_not_fit_the_latents_is_told_in_one_line(copied):
+    done = subprocess.run(command(copied, "denoiser.architecture=dit", "denoiser.width=32", "denoiser.patch=3",
+                                  "changed=redo", stage="train"), capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "denoiser.patch=3" in done.stderr.splitlines()[-1]
+
+
 def kill_workers(process: subprocess.Popen, title: str, times: int) -> int:
     """SIGKILL so many of the Ray processes of a run whose title holds `title`, half a second apart."""
     import psutil

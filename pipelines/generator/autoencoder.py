@@ -61,7 +61,12 @@ def _make(folder: Folder, table: Folder, settings: Autoencoder, size: int, seed:
 def _model(settings: Autoencoder, size: int) -> ModelMixin:
     if settings.space == "pixel":
         return Pixels(sample_size=size)
-    return AutoencoderKL.from_pretrained(settings.pretrained) if settings.pretrained else build(settings, size)
+    if not settings.pretrained:
+        return build(settings, size)
+    try:
+        return AutoencoderKL.from_pretrained(settings.pretrained)
+    except OSError as error:
+        raise ValueError(f"autoencoder.pretrained={settings.pretrained}: {error}") from error
 
 
 def build(settings: Autoencoder, size: int) -> AutoencoderKL:

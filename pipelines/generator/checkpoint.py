@@ -5,10 +5,7 @@ A checkpoint is the same for any number of workers and any ZeRO stage, and holds
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,21 +38,6 @@ def name(images: int) -> str:
 def images_of(name: str) -> int:
     """Images seen, by a checkpoint's directory name."""
     return int(name.removeprefix(PREFIX))
-
-
-def aside(run: Folder) -> str:
-    """A new folder on this node, for a checkpoint of this run that is not yet kept."""
-    return tempfile.mkdtemp(prefix=_prefix(run))
-
-
-def sweep(run: Folder) -> None:
-    """Remove what killed attempts at this run left aside on this node."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_prefix(run)}*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _prefix(run: Folder) -> str:
-    return f"rayograph-{hashlib.sha256(run.uri.encode()).hexdigest()[:12]}-"
 
 
 def save(folder: Path, state: dict[str, Tensors], cursor: Cursor) -> None:

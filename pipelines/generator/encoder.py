@@ -85,18 +85,19 @@ def _make(folder: Folder, table: Folder, settings: EncoderSettings, size: int, s
 def from_timm(name: str, size: int) -> Encoder:
     """A vision transformer with its Hub weights, for gray images of `size` pixels (rounded to whole patches).
 
-    Raises ValueError where neither timm nor `ELSEWHERE` knows the name.
+    Raises ValueError where there is no such model, or its weights are not to be had.
     """
     architecture, other = ELSEWHERE.get(name, (name, None))
-    if ":" not in architecture and not timm.is_model(architecture):
-        raise ValueError(f"encoder.pretrained={name!r} is not known; it must be rad-dino or a vision transformer of "
-                         "timm, such as vit_base_patch14_dinov2.lvd142m or vit_base_patch16_dinov3.lvd1689m")
-    plain = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=other)
-    mean, std = (float(np.mean(plain.pretrained_cfg[key])) for key in ("mean", "std"))
-    side = whole_patches(size, plain)
-    model = Encoder(architecture, side, 3, mean, std)
-    source = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=other, num_classes=0,
-                               img_size=side, dynamic_img_size=True)
+    try:
+        plain = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=other)
+        mean, std = (float(np.mean(plain.pretrained_cfg[key])) for key in ("mean", "std"))
+        side = whole_patches(size, plain)
+        model = Encoder(architecture, side, 3, mean, std)
+        source = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=other, num_classes=0,
+                                   img_size=side, dynamic_img_size=True)
+    except (RuntimeError, AttributeError, TypeError, OSError) as error:  # of timm, and of the Hub
+        raise ValueError(f"encoder.pretrained={name}: {error}; it must be rad-dino, or a vision transformer of timm "
+                         "whose weights this machine can download, such as vit_base_patch14_dinov2.lvd142m") from error
     model.vit.load_state_dict(source.state_dict())
     return model
 

@@ -223,7 +223,7 @@ class Engine:
             "train_batch_size": self.world,
             "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": 0.0 if self._clips else settings.grad_clip,
-            "bf16": {"enabled": sharded and self.bf16, "check_grad_overflow": False},
+            "bf16": {"enabled": sharded and self.bf16, "check_grad_overflow": not self._clips},
             "fp16": {"enabled": self.fp16},
             "torch_autocast": {"enabled": not sharded and self.bf16, "dtype": "bfloat16"},
             "timers": {"throughput": {"enabled": False}},

@@ -67,7 +67,7 @@ def learn(job: Job, rank: int, world: int, state: dict[str, Tensors], cursor: Cu
     """
     settings, trainer, where = job.settings, job.settings.trainer, device()
     kind = kind_of(job.latents)
-    reader = Reader(job.latents, settings.seed, kind.labels, settings.condition.used)
+    reader = Reader(job.latents, settings.seed, kind.labels, settings.condition.used, run=job.folder)
     denoiser = job.denoiser(kind)
     flops = training_flops(denoiser, kind.latent)
     if state:

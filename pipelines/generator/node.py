@@ -1,7 +1,8 @@
-"""Tables that the workers of one node hold in memory once."""
+"""What a training keeps for a while in the temporary folder of every node it runs on."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -18,29 +19,63 @@ from cluster.storage import Folder
 from pipelines.data.tables import read_tensors
 
 
-def read_once(folder: Folder, names: Sequence[str], others: Sequence[str], split: str) \
+def aside(run: Folder) -> str:
+    """A new folder of this node, for a checkpoint of this run that is not yet kept."""
+    return tempfile.mkdtemp(prefix=_prefix(run))
+
+
+def sweep(run: Folder) -> None:
+    """Remove what killed attempts at this run have left on this node."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_prefix(run)}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _prefix(run: Folder) -> str:
+    return f"rayograph-{hashlib.sha256(run.uri.encode()).hexdigest()[:12]}-"
+
+
+def read_once(run: Folder, table: Folder, names: Sequence[str], others: Sequence[str], split: str) \
         -> tuple[dict[str, np.ndarray], pa.Table]:
-    """As `read_tensors`; of several workers the first of each node reads the arrays, and all of them map its file.
+    """As `read_tensors`; of several workers of a run, one of each node reads the arrays, and all of them map its file.
 
     A collective.  The file has lost its name when this returns: it takes room in the node's temporary folder and in its
     page cache until the last worker ends, however it ends.
+
+    Raises:
+        OSError: there is no room for the arrays.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return read_tensors(folder, names, others, split)
+        return read_tensors(table, names, others, split)
     token = [secrets.token_hex(8)]
     dist.broadcast_object_list(token)
-    aside, first = Path(tempfile.gettempdir()) / f"rayograph-{token[0]}", os.environ["LOCAL_RANK"] == "0"
+    shared = Path(tempfile.gettempdir()) / f"{_prefix(run)}{token[0]}"
+    dist.barrier()  # every worker has swept by now
+    try:
+        shared.mkdir()
+        first = True
+    except FileExistsError:
+        first = False
+    try:
+        arrays, told = read_tensors(table, names if first else [], others, split,
+                                    lambda name, shape, dtype: _mapped(shared / name, shape, dtype))
+        dist.barrier()
+        if not first:
+            arrays = {name: np.load(shared / name, mmap_mode="r") for name in names}
+        dist.barrier()
+    finally:
+        if first:
+            shutil.rmtree(shared)
+    return arrays, told
 
-    def mapped(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        return open_memmap(aside / name, "w+", dtype, shape)
 
-    if first:
-        aside.mkdir()
-    arrays, table = read_tensors(folder, names if first else [], others, split, mapped)
-    dist.barrier()
-    if not first:
-        arrays = {name: np.load(aside / name, mmap_mode="r") for name in names}
-    dist.barrier()
-    if first:
-        shutil.rmtree(aside)
-    return arrays, table
+def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A new array in a file whose room is reserved: a full disk would else end the process without a word."""
+    array = open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as file:
+        size = os.path.getsize(path)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise OSError(error.errno, f"no room for {size / 2**30:.1f} GiB of latents ({error.strerror}); TMPDIR may "
+                                       "name a larger folder", str(path.parent)) from error
+    return array

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cluster.storage import Folder
 from pipelines.data.order import Order, batches
-from pipelines.data.tables import known_labels, multi_hot, read_table, tensor_columns
+from pipelines.data.tables import known_labels, multi_hot, read_table, read_tensors, tensor_columns
 from pipelines.generator.node import read_once
 
 AHEAD = 2  # batches prepared before they are asked for
@@ -61,12 +61,14 @@ class Reader:
 
     Args:
         conditions: names of those to read.
+        run: the training whose workers share what is read, so that this is a collective; None reads for one process.
     """
 
     def __init__(self, folder: Folder, seed: int, labels: list[str], conditions: Collection[str],
-                 split: str = "train") -> None:
+                 split: str = "train", run: Folder | None = None) -> None:
         columns = ["latent_mean", "latent_logvar", *(name for name in tensor_columns(folder) if name in conditions)]
-        self.given, table = read_once(folder, columns, ["image_id", "labels"], split)
+        wanted = (folder, columns, ["image_id", "labels"], split)
+        self.given, table = read_once(run, *wanted) if run else read_tensors(*wanted)
         self.mean, self.logvar = self.given.pop("latent_mean"), self.given.pop("latent_logvar")
         self.image_ids = table["image_id"]
         self.given["labels"] = multi_hot(table, labels)

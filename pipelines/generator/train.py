@@ -8,19 +8,23 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cluster.session import Apart, cores, use_cores
 from cluster.storage import Folder
-from pipelines.generator import checkpoint, validate
+from pipelines.generator import checkpoint, node, validate
 from pipelines.generator.checkpoint import Cursor
 from pipelines.generator.engine import Engine, Tensors
 from pipelines.generator.export import export
 from pipelines.generator.loop import Job, learn
+from pipelines.generator.reader import kind_of
 from pipelines.progress import JOURNAL, follow, read_journal, say
 from pipelines.settings import Trainer
 from pipelines.stage import Metrics, Stage
 
 WORST = 1e30  # of a checkpoint that is not measured: Ray would take it for the best, and delete those that are
 WRITING = threading.Semaphore()  # held by rank 0 while a checkpoint is written
+VALIDATION_SECONDS = 3600.0  # a validation that cannot start or end holds up the next, and keeps its checkpoint
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 JOURNALS = (JOURNAL, validate.FILE)
 
@@ -37,6 +41,8 @@ def train(stage: Stage) -> Metrics:
     config = load_autoencoder(stage.input("autoencoder")).config
     job = Job(stage.settings, stage.fingerprint, stage.folder, stage.input("latents"), list(config.latents_mean),
               list(config.latents_std))
+    with torch.device("meta"):
+        job.denoiser(kind_of(job.latents))  # a network that does not fit the latents is told before workers start
     trainer, begun = stage.settings.trainer, checkpoint.newest_whole(stage.folder / "checkpoints")
     since = 0
     if begun:
@@ -140,8 +146,8 @@ def work(config: dict[str, Any]) -> str | None:
     rank, world = context.get_world_rank(), context.get_world_size()
     if job.settings.trainer.offload:
         use_cores(max(cores() // context.get_local_world_size(), 1))  # AdamW works on the host
-    if rank == 0:
-        checkpoint.sweep(job.folder)
+    if context.get_local_rank() == 0:
+        node.sweep(job.folder)
     state, cursor = _last_checkpoint(job, config["earlier"])
     return learn(job, rank, world, state, cursor, functools.partial(_save, job, rank), _leaving)
 
@@ -182,8 +188,9 @@ def _save(job: Job, rank: int, engine: Engine, cursor: Cursor, since: int) -> No
     def due(every: int | None) -> bool:
         return cursor.images == trainer.images or every is None or since // every != cursor.images // every
 
-    aside = checkpoint.aside(job.folder) if rank == 0 else None  # Ray deletes it in the end
-    task = ValidationTaskConfig(fn_kwargs={"frechet": settings.frechet_images > 0 and due(settings.frechet_every)})
+    aside = node.aside(job.folder) if rank == 0 else None  # Ray deletes it in the end
+    task = ValidationTaskConfig(fn_kwargs={"frechet": settings.frechet_images > 0 and due(settings.frechet_every)},
+                                timeout_s=VALIDATION_SECONDS)
     milestone = trainer.milestone_every is not None and due(trainer.milestone_every)
     unmeasured = {trainer.best: WORST} if trainer.best else {}
     ray.train.report({"images": cursor.images, **unmeasured}, Checkpoint(aside) if aside else None,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cluster.storage import Folder
-from pipelines.generator import checkpoint
+from pipelines.generator import checkpoint, node
 from pipelines.generator.train import SNAPSHOT, WORST, best_average, best_checkpoint, earlier_checkpoint
 from pipelines.generator.validate import append, of
 from pipelines.settings import Trainer
@@ -35,8 +35,8 @@ def test_a_checkpoint_of_another_training_is_refused(checkpoints, tmp_path):
 
 def test_what_a_killed_attempt_left_aside_is_swept_and_what_others_write_stays(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    mine, other = checkpoint.aside(checkpoints), checkpoint.aside(checkpoints / "other")
-    checkpoint.sweep(checkpoints)
+    mine, other = node.aside(checkpoints), node.aside(checkpoints / "other")
+    node.sweep(checkpoints)
     assert not Path(mine).exists()
     assert Path(other).exists()
 

@@ -52,6 +52,7 @@ def test_rad_dino_is_read_from_its_makers_file_in_the_names_of_dinov2(hub):
     assert model.eval().embed(torch.rand(2, 1, 64, 64)).shape == (2, 768)
 
 
-def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match=r"encoder\.pretrained='dino'"):
-        from_timm("dino", 64)
+@pytest.mark.parametrize("name", ["dino", "resnet18", "vit_small_patch14_dinov2.nosuch", DINOV2])
+def test_what_is_unknown_or_no_transformer_or_not_to_be_had_is_refused(hub, name):
+    with pytest.raises(ValueError, match=rf"encoder\.pretrained={name}"):
+        from_timm(name, 64)

@@ -124,7 +124,10 @@ def whole_life(rank, world, stage, options):
     }
 
 
-def check(found, reference, tolerance=1e-4):
+TOLERANCE = {False: 1e-4, True: 2e-2}  # of losses, by whether they are in bf16
+
+
+def check(found, reference, tolerance):
     assert found["unbroken"] == pytest.approx(reference["unbroken"], rel=tolerance)
     assert found["norms"] == pytest.approx(reference["norms"], rel=max(tolerance, 2e-2))
     assert found["restored"]
@@ -137,7 +140,8 @@ def check(found, reference, tolerance=1e-4):
     assert found["elements"] == dict.fromkeys(parts, parameters)
 
 
-ALONE = {"zero-1": (1, {}), "zero-2-offload": (2, {"offload": True}), "zero-3": (3, {})}
+ALONE = {"zero-1": (1, {}), "zero-2-offload": (2, {"offload": True}), "zero-3": (3, {}),
+         "zero-2-offload-bf16": (2, {"offload": True, "precision": "bf16"})}
 IN_PAIRS = {"zero-0": (0, {}), "zero-1": (1, {}), "zero-2": (2, {}), "zero-3": (3, {}),
             "zero-0-bf16": (0, {"precision": "bf16"}), "zero-2-bf16": (2, {"precision": "bf16"}),
             "zero-3-bf16": (3, {"precision": "bf16"})}
@@ -164,13 +168,13 @@ def in_pairs():
 
 @pytest.mark.parametrize("case", ALONE)
 def test_every_stage_trains_alike_and_resumes_exactly(reference, alone, case):
-    check(alone[case], reference)
+    check(alone[case], reference, TOLERANCE["bf16" in case])
 
 
 @pytest.mark.parametrize("case", IN_PAIRS)
 def test_every_stage_of_two_workers_trains_alike_and_resumes_exactly(reference, in_pairs, case):
     """Under ZeRO-3 nothing is persistent, so that nothing hides on a worker."""
-    check(in_pairs[case], reference, tolerance=2e-2 if "bf16" in case else 1e-4)
+    check(in_pairs[case], reference, TOLERANCE["bf16" in case])
 
 
 def part_of_it(rank, world, stage, folder, start, stop):

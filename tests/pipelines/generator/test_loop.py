@@ -108,7 +108,10 @@ KINDS = {
 
 
 def learn_each(rank, world, folder):
-    """Names of the parameters that no step moved, by kind of generator."""
+    """Names of the parameters that no step moved, by kind of generator.
+
+    But for those of the queries where there is a lone token, which does not depend on them.
+    """
     from conftest import TINY
 
     from pipelines.compose import load_settings
@@ -122,7 +125,7 @@ def learn_each(rank, world, folder):
         fresh = job.denoiser(kind_of(job.latents)).state_dict()
         learnt = checkpoint.load(folder / kind / "checkpoints" / checkpoint.name(10 * BATCH), "a fingerprint")[0]
         still[kind] = [name for name, value in learnt["model"].items() if torch.equal(value, fresh[name])
-                       and not name.endswith("norm2.weight")]  # of queries, which a lone token does not need
+                       and not (kind in ("unconditional", "labels") and name.endswith("0.norm2.weight"))]
     return still
 
 
@@ -196,8 +199,9 @@ def test_a_hundred_steps_are_fifty_a_kill_and_fifty(unbroken, tmp_path, world):
     first, second = (checkpoint.load(folder / "checkpoints" / last, "a fingerprint")[0]
                      for folder in (unbroken / "unbroken", tmp_path / "broken"))
     for part, tensors in first.items():
-        for key, value in tensors.items():  # to the last bit, where nothing is added up in another order
-            assert torch.allclose(second[part][key], value, rtol=0, atol=0 if world == 1 else 1e-2), (part, key)
+        one, other = (torch.cat([side[part][key].flatten() for key in tensors]) for side in (first, second))
+        gap = (one - other).norm() / one.norm()
+        assert gap <= (0 if world == 1 else 0.05), part  # to the last bit, where nothing is added up in another order
 
 
 def test_poisoned_batches_are_skipped_counted_and_end_the_training_with_their_ids(tmp_path):
@@ -232,7 +236,7 @@ def read_shared(rank, world, folder):
     """The table as this worker has it, and what of it lies in files without a name."""
     from pipelines.generator.reader import Reader
 
-    reader = Reader(Folder(str(folder / "latents")), 0, ["sick"], ["embedding"])
+    reader = Reader(Folder(str(folder / "latents")), 0, ["sick"], ["embedding"], run=Folder(str(folder)))
     nameless = [line for line in Path("/proc/self/maps").read_text().splitlines()
                 if "rayograph-" in line and line.endswith("(deleted)")]
     return reader.mean[:], reader.given["embedding"][:], reader.given["labels"], len(nameless)
