@@ -89,7 +89,8 @@ def from_timm(name: str, size: int) -> Encoder:
     """
     architecture, other = ELSEWHERE.get(name, (name, None))
     try:
-        plain = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=other)
+        with torch.device("meta"):
+            plain = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=other)
         mean, std = (float(np.mean(plain.pretrained_cfg[key])) for key in ("mean", "std"))
         side = whole_patches(size, plain)
         model = Encoder(architecture, side, 3, mean, std)
