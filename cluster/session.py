@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-T = TypeVar("T")
 
 OBJECT_STORE_BYTES = 512 << 20  # enough for the blocks in flight of a laptop run; larger data spills to disk
 
@@ -63,59 +60,12 @@ def session() -> Iterator[Resources]:
             ray.shutdown()
 
 
-def compute(resources: Resources, function: Callable[..., T], *args: Any) -> T:
-    """Run `function(*args)` in one Ray task on an accelerator (or the CPUs of one node) and return its result.
-
-    Exceptions of the function are raised here as they are, so that a user's mistake keeps its type and text.
-    """
-    import ray
-    from ray.exceptions import RayTaskError
-
-    task = ray.remote(max_retries=1, max_calls=1, **resources.accelerator)(_with_threads)
-    try:
-        return ray.get(task.remote(function, args))
-    except RayTaskError as error:
-        raise error.cause from error
 
 
-@dataclass(frozen=True)
-class Apart:
-    """Calls a function in a process of its own, whose death costs its result and nothing else.
-
-    Args:
-        name: `module:function`, which is imported there only.
-        needs: arguments of `ray.remote`.
-        arguments: of the function, beside those of the call.
-    """
-
-    name: str
-    needs: dict[str, Any]
-    arguments: dict[str, Any]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The function's result, or {} when its process died.  The function's own exceptions are raised."""
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-
-        task = ray.remote(max_retries=0, **self.needs)(_call)
-        try:
-            return ray.get(task.remote(self.name, args, kwargs | self.arguments))
-        except RayTaskError:
-            raise
-        except RayError:
-            return {}
 
 
-def _call(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-    import importlib
-
-    module, function = name.split(":")
-    return getattr(importlib.import_module(module), function)(*args, **kwargs)
 
 
-def _with_threads(function: Callable[..., T], args: tuple) -> T:
-    use_cores()
-    return function(*args)
 
 
 def use_cores(count: int | None = None) -> None:

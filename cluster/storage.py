@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,6 +24,16 @@ def absolute(uri: str) -> str:
     return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
+def overlaps(one: str, other: str) -> bool:
+    """Whether one of two folders lies in the other, or they are the same; links of a local disk are followed."""
+    def parts(uri: str) -> tuple[str, ...]:
+        uri = absolute(uri)
+        return tuple((uri if "://" in uri else os.path.realpath(uri)).split("/"))
+
+    first, second = sorted((parts(one), parts(other)), key=len)
+    return second[: len(first)] == first
+
+
 class Folder:
     """A folder on any file system that pyarrow opens by URI.
 
@@ -31,7 +43,7 @@ class Folder:
     def __init__(self, uri: str) -> None:
         self.uri = absolute(uri)
         if self.uri.startswith("s3://") and "?" in self.uri:
-            raise ValueError(f"{uri!r}: S3 is configured by AWS_ENDPOINT_URL, AWS_REGION, … and not in the URI")
+            raise UserError(f"{uri!r}: S3 is configured by AWS_ENDPOINT_URL, AWS_REGION, … and not in the URI")
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.uri}/{name}")
@@ -142,9 +154,21 @@ class Folder:
         if self.exists(name):
             self.filesystem.delete_file(f"{self.path}/{name}")
 
-    def clear(self) -> None:
-        """Remove all that the folder holds."""
-        self.filesystem.delete_dir_contents(self.path, missing_dir_ok=True)
+    def clear(self, marker: str) -> None:
+        """Remove all that the folder holds but the file `marker`, which tells that the folder is ours.
+
+        Raises:
+            UserError: there is no such file.
+        """
+        from pyarrow.fs import FileSelector, FileType
+
+        if not self.exists(marker):
+            raise UserError(f"{self.uri} is not cleared: without {marker} its files may be somebody else's")
+        for found in self.filesystem.get_file_info(FileSelector(self.path)):
+            if found.type == FileType.Directory:
+                self.filesystem.delete_dir(found.path)
+            elif found.base_name != marker:
+                self.filesystem.delete_file(found.path)
 
     def upload(self, local: str | os.PathLike[str]) -> None:
         """Copy a local folder's files below this one."""
@@ -169,7 +193,7 @@ class Folder:
         """Hold a local folder for this process, until it ends in whatever way; object stores have no such lock.
 
         Raises:
-            ValueError: another process of this machine holds it.
+            UserError: another process of this machine holds it.
         """
         if not self.is_local:
             yield
@@ -180,7 +204,7 @@ class Folder:
         try:
             lock.acquire()
         except Timeout as error:
-            raise ValueError(f"{self.uri}: another rayograph command is at work there; wait for it, or choose another "
+            raise UserError(f"{self.uri}: another rayograph command is at work there; wait for it, or choose another "
                              "name=") from error
         except OSError:
             pass  # this file system has no locks
@@ -190,11 +214,11 @@ class Folder:
             lock.release()
 
     def check_writable(self) -> None:
-        """Raise ValueError naming the folder when it cannot be written to."""
+        """Raise UserError naming the folder when it cannot be written to."""
         probe = f"probe-{uuid.uuid4().hex}"
         try:
             self.write(probe, b"")
             self.remove(probe)
         except OSError as error:
-            raise ValueError(f"storage {self.uri!r} cannot be written to ({error}); choose another with storage=DIR") \
+            raise UserError(f"storage {self.uri!r} cannot be written to ({error}); choose another with storage=DIR") \
                 from error

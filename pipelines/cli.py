@@ -7,33 +7,23 @@ import sys
 import traceback
 from typing import Any
 
-STAGES = {
-    "ingest": "read, decode, normalise and split images; refuse the bad ones",
-    "autoencoder": "train (or fetch) the image autoencoder",
-    "encoder": "train (or fetch) the DINO image encoder",
-    "latents": "encode all images once: latents and embeddings",
-    "train": "train the denoiser over latents, conditioned on embeddings",
-    "sample": "make a synthetic corpus",
-    "evaluate": "fidelity, diversity and memorisation, each beside its real-to-real floor",
-    "finetune": "a classifier from real, synthetic and both",
-    "report": "one HTML page with pictures, curves and tables",
-    "publish": "a generator and a corpus that stand alone, with their cards",
-}
+from pipelines.graph.declared import declared
 
 USAGE = """\
 rayograph: from unlabelled chest X-rays to a published generator and a synthetic corpus
 
   rayograph run   [key=value …]   the whole path, each stage only where its work is not yet done
-  rayograph STAGE [key=value …]   one stage:
+  rayograph STAGE [key=value …]   one stage (or one node of the graph, by its name):
 
 {stages}
 
 Settings most used
-  profile=demo                    the size of everything (rayograph run --help lists the choices)
-  data=phantom | folder           with data.root=PATH: [train|val|test/][class/]image
+  profile=demo                    the size of everything
+  data=phantom | folder | …       with data.root=PATH: [train|val|test/][class/]image
+  graph=path | arms               each stage once, or several corpora side by side
   storage=DIR name=NAME           results are left in DIR/NAME/STAGE
   seed=0
-Any setting: rayograph STAGE --help; as YAML: rayograph STAGE --cfg job
+A stage's own settings, each with a sentence: rayograph STAGE --help; all as YAML: rayograph run --cfg job
 
 Examples
   rayograph run
@@ -45,8 +35,9 @@ Examples
 def main() -> None:
     """Entry point.  Exit codes: 0 done, 1 a failure, 2 the user's mistake (one line says what and where)."""
     arguments = sys.argv[1:]
+    stages = declared()["stages"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(stages="\n".join(f"  {name:<12} {text}" for name, text in STAGES.items())))
+        print(USAGE.format(stages="\n".join(f"  {name:<12} {stage['help']}" for name, stage in stages.items())))
         sys.exit(0)
     if arguments[0] in ("-V", "--version"):
         from importlib.metadata import version
@@ -54,8 +45,12 @@ def main() -> None:
         print(f"rayograph {version('rayograph')}")
         sys.exit(0)
     command, *overrides = arguments
-    if command != "run" and command not in STAGES:
-        sys.exit(mistake(f"{command!r} is no stage; known are: run, {', '.join(STAGES)}"))
+    if command not in ("run", *stages) and not any(one.startswith("graph") for one in overrides):
+        import difflib
+
+        close = difflib.get_close_matches(command, ["run", *stages], 1)
+        sys.exit(mistake(f"unknown stage {command!r}; "
+                         + (f"did you mean {close[0]!r}?" if close else f"there are: run, {', '.join(stages)}")))
     sys.exit(_hydra(command, overrides))
 
 
@@ -72,18 +67,36 @@ def _hydra(command: str, overrides: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from pipelines.compose import register_schema
+    from cluster.errors import UserError
+    from pipelines.graph.compose import register_schema
+    from pipelines.graph.overrides import check_overrides
 
     register_schema()
     codes: list[int] = []
+    written: set[tuple[str, str]] = set()
+    wants_help = not {"-h", "--help"}.isdisjoint(overrides)
 
     def task(config: Any) -> None:
+        if wants_help:
+            from pipelines.graph.help import stage_help
+
+            print(stage_help(command, config))
+            return
+        place = (str(config.storage), str(config.name))
+        if place in written:
+            codes.append(mistake(f"--multirun would write {config.name} twice; put what differs into its name, as in "
+                                 "name='lr-${trainer.lr}'"))
+            return
+        written.add(place)
         codes.append(_execute(command, config))
 
-    sys.argv = [f"rayograph {command}", *overrides]
+    sys.argv = [f"rayograph {command}", *(one for one in overrides if one not in ("-h", "--help"))]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     try:
+        check_overrides(overrides)
         hydra.main(version_base="1.3", config_path="pkg://pipelines.conf", config_name="config")(task)()
+    except UserError as error:
+        return mistake(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         message, _, _ = str(error).partition("Config search path")
         return mistake(f"{message}\n{error.__cause__ or ''}")
@@ -94,30 +107,32 @@ def _hydra(command: str, overrides: list[str]) -> int:
 
 def _execute(command: str, config: Any) -> int:
     """Run one command under one configuration; returns the exit code."""
-    from pipelines.compose import to_settings
+    from cluster.errors import UserError
+    from pipelines.graph import compose, run
 
     try:
-        settings = to_settings(config)
-        from pipelines import run
-
+        settings = compose.to_settings(config)
         if settings.report and command != "latents":
-            raise ValueError(f"report=true is of rayograph latents; {command} has none")
+            raise UserError("report=true applies only to `rayograph latents`")
         if command == "run":
             worked = run.run_all(settings)
-            from pipelines.evaluate.metrics import summary
+            from pipelines.report.summary import summary
 
             print(summary(settings))
             if not worked:
                 print("nothing to do: every stage was done before with these settings")
-        else:
-            run.run_stages(settings, [command], redo=settings.changed == "redo")
-            if settings.report:
-                from pipelines.evaluate.latents_report import latents_report
-                from pipelines.stage import run_folder
+            return 0
+        nodes = [command] if command in settings.graph else settings.nodes(command)
+        if not nodes:
+            raise UserError(f"the graph has no node {command!r}; it has {', '.join(settings.graph)}")
+        run.run_stages(settings, nodes, redo=settings.changed == "redo")
+        if settings.report:
+            from pipelines.generator.latents.report import latents_report
+            from pipelines.graph.stage import run_folder
 
-                print(latents_report(run_folder(settings)))
+            print(latents_report(run_folder(settings)))
         return 0
-    except ValueError as error:
+    except UserError as error:
         return mistake(str(error))
     except FloatingPointError as error:  # a training that came apart: the user's to mend, but no mistake in the command
         mistake(str(error))

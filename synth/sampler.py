@@ -12,8 +12,9 @@ import torch
 from cluster.session import device
 from cluster.storage import Folder
 from pipelines.generator.export import load_pipeline
-from pipelines.generator.fit import bf16_is_fast, step_seed
-from synth.strategies import Condition
+from pipelines.learning.order import step_seed
+from pipelines.learning.precision import bf16_is_fast
+from synth.conditions import Condition
 
 
 class Sampler:

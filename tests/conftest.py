@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.compose import load_settings
+from pipelines.graph.compose import load_settings
 
 REAL_DATA = Path(os.environ.get("RAYOGRAPH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -20,8 +20,8 @@ TINY = (
     "denoiser.cross_attention_dim=32",
     "trainer.images=256", "trainer.batch=32", "trainer.checkpoint_every=64", "trainer.log_every=32",
     "validate.images=0",
-    "sample.n=48", "sample.shard_rows=16", "sample.batch=8", "sample.steps=4",
-    "evaluate.n=40", "evaluate.pairs=10",
+    "sample.images=48", "sample.shard_rows=16", "sample.batch=8", "sample.steps=4",
+    "evaluate.images=40", "evaluate.pairs=10",
     "finetune.images=256", "finetune.batch=32", "finetune.channels=[8,16]",
 )
 

@@ -14,9 +14,9 @@ import pytest
 from test_run import command, run
 
 from cluster.storage import Folder
-from pipelines.generator import checkpoint
-from pipelines.generator.train import SNAPSHOT
-from pipelines.progress import read_journal
+from pipelines.generator.training import checkpoint
+from pipelines.generator.training.ray_train import SNAPSHOT
+from pipelines.monitor.journal import read_journal
 
 EVERY = 4_000  # images between checkpoints
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import STAGES
-from pipelines.compose import load_settings
+from pipelines.graph.compose import load_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/**/README.md"))]

@@ -20,13 +20,13 @@ from conftest import TINY
 from PIL import Image
 from safetensors.numpy import load_file
 
-from pipelines.compose import load_settings
-from pipelines.data.thorax import render
-from pipelines.run import run_stages
+from pipelines.data.phantom import render
+from pipelines.graph.compose import load_settings
+from pipelines.graph.run import run_stages
 
 RAYOGRAPH = shutil.which("rayograph", path=os.path.dirname(sys.executable))
 SIZES = (*TINY, "data.images=480", "trainer.images=1024", "trainer.checkpoint_every=160", "trainer.log_every=96",
-         "sample.n=96", "trainer.ema_halflife_images=[10000,500]")
+         "sample.images=96", "trainer.ema_halflife_images=[10000,500]")
 SHARDED = ("trainer.workers=2", "trainer.zero3_persistence=0")
 STAGES = ("ingest", "autoencoder", "encoder", "latents", "train", "sample", "evaluate", "finetune", "report", "publish")
 SECONDS = 600  # for one run, on a slow machine
@@ -159,7 +159,7 @@ def test_no_pixel_of_val_or_test_reaches_what_learns(tmp_path):
 @pytest.mark.ray
 def test_the_latents_report_tells_what_the_tables_hold(finished):
     from cluster.storage import Folder
-    from pipelines.evaluate.latents_report import latents_report
+    from pipelines.generator.latents.report import latents_report
 
     told = latents_report(Folder(str(finished / "run")))
     latents = table(finished, "latents")
@@ -205,7 +205,7 @@ def test_a_second_run_does_nothing_and_a_changed_setting_redoes_its_stage_and_wh
     before = {stage: record(copied, stage)["started"] for stage in STAGES}
     assert "nothing to do" in run(copied)
     assert {stage: record(copied, stage)["started"] for stage in STAGES} == before
-    run(copied, "evaluate.n=30")
+    run(copied, "evaluate.images=30")
     changed = [stage for stage in STAGES if record(copied, stage)["started"] != before[stage]]
     assert changed == ["evaluate", "report", "publish"]
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import UserError
 from cluster.storage import Folder
-from pipelines.settings import Data
+from pipelines.data.settings import Data
 
 if TYPE_CHECKING:
-    from pipelines.data.decode import Decoded
+    from pipelines.data.image.decode import Decoded
 
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 DECODING = threading.Semaphore(2)  # at once in a process, while others read: a large film takes some 300 MB
@@ -29,7 +30,7 @@ def listing(root: str) -> dict[str, int]:
     """Bytes of every file that is not hidden, by path relative to the root, in order of path.
 
     Raises:
-        ValueError: the root is not there, or not readable.
+        UserError: the root is not there, or not readable.
     """
     from pyarrow.fs import FileSelector, FileType
 
@@ -38,9 +39,9 @@ def listing(root: str) -> dict[str, int]:
         found = folder.filesystem.get_file_info(FileSelector(folder.path, recursive=True))
         files = [(f.path[len(folder.path) :].strip("/"), f.size) for f in found if f.type == FileType.File]
     except OSError as error:
-        raise ValueError(f"data.root={root!r} cannot be read: {error}") from error
+        raise UserError(f"data.root={root!r} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"data.root={root!r} holds a file whose name is not UTF-8: {error.object!r}") from error
+        raise UserError(f"data.root={root!r} holds a file whose name is not UTF-8: {error.object!r}") from error
     return dict(sorted((path, size) for path, size in files if not any(p.startswith(".") for p in path.split("/"))))
 
 
@@ -72,9 +73,9 @@ def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, s
     Raises:
         Refused: why it cannot be used.
     """
-    from pipelines.data.decode import decode
-    from pipelines.data.masks import label_map
-    from pipelines.data.picture import Refused
+    from pipelines.data.image.decode import decode
+    from pipelines.data.image.masks import label_map
+    from pipelines.data.image.picture import Refused
 
     try:
         content = connect(folder).read(name)

@@ -16,16 +16,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.errors import UserError
 from cluster.storage import Folder
 from pipelines.data import split
 from pipelines.data.duplicates import groups, joined
-from pipelines.data.picture import Refused
-from pipelines.data.records import IMAGES, QUARANTINE, SPLITS
+from pipelines.data.image.picture import Refused
+from pipelines.data.settings import Data
 from pipelines.data.sources import find_source
-from pipelines.data.streaming import shard_numbers, stream
-from pipelines.data.tables import (
+from pipelines.graph.settings import Settings
+from pipelines.graph.stage import Metrics, Stage
+from pipelines.monitor.progress import bar, say
+from pipelines.tables.images import png
+from pipelines.tables.parquet import (
     pending_shards,
-    png,
     read_shard,
     read_table,
     shard_count,
@@ -33,9 +36,8 @@ from pipelines.data.tables import (
     write_file,
     write_shard,
 )
-from pipelines.progress import bar, say
-from pipelines.settings import Data
-from pipelines.stage import Metrics, Stage
+from pipelines.tables.schemas import IMAGES, QUARANTINE, SPLITS
+from pipelines.tables.streaming import shard_numbers, stream
 
 DUPLICATES = 99_999  # the number of the quarantine shard that holds the duplicates
 NOT_BAD = ("duplicate", "not_frontal", "not_a_radiograph")  # reasons that say nothing against an image
@@ -47,7 +49,7 @@ LISTED = "manifest.json"  # marks the manifest as whole
 
 def ingest(stage: Stage) -> Metrics:
     """Returns the counts of images, refused images and patients, by split and by label, and images/s."""
-    data = stage.settings.data
+    data = stage.section(Data)
     images, quarantine, manifest = (stage.folder / name for name in ("images", "quarantine", "manifest"))
     rows = write_manifest(stage, manifest)
     pending = pending_shards(images, shard_count(rows, data.shard_rows))
@@ -60,15 +62,25 @@ def ingest(stage: Stage) -> Metrics:
         raise RuntimeError(f"{stage.folder.uri} holds {counts['images']} images and {counts['quarantined']} refused "
                            f"ones of {rows}; remove it to have it done again")
     check(counts, quarantine, data)
-    return counts | ({"images_per_second": speed} if speed else {})
+    return counts | {"source": data.source, "size": data.size} | ({"images_per_second": speed} if speed else {})
+
+
+def observed(settings: Settings) -> dict[str, Any]:
+    """What beside the settings shapes the result: the files that the source lists, and which salt hashes identifiers.
+
+    Where the source has no files its images are a function of the seed.
+    """
+    listed = find_source(settings.data.source).contents(settings.data)
+    seed = {"seed": settings.seed} if listed is None else {}
+    return {"data.listed": listed, "data.salt": split.salt_check()} | seed
 
 
 def write_manifest(stage: Stage, out: Folder) -> int:
     """List the source's images with their splits, once.  Returns how many there are."""
     if listed := out.read_json(LISTED):
         return listed["rows"]
-    data = stage.settings.data
-    manifest = split.assign(find_source(data.source).manifest(data, stage.settings.seed), data)
+    data = stage.section(Data)
+    manifest = split.assign(find_source(data.source).manifest(data, stage.seed), data)
     for index in range(shard_count(manifest.num_rows, data.shard_rows)):
         write_shard(out, index, manifest.slice(index * data.shard_rows, data.shard_rows))
     out.write_json(LISTED, {"rows": manifest.num_rows})
@@ -203,7 +215,7 @@ def summarise(images: Folder, quarantine: Folder) -> Metrics:
 
 
 def check(counts: Metrics, quarantine: Folder, settings: Data) -> None:
-    """Raise ValueError when too little is left to learn from; say what was refused."""
+    """Raise UserError when too little is left to learn from; say what was refused."""
     bad = counts["quarantined"] - sum(counts["reasons"].get(reason, 0) for reason in NOT_BAD)
     seen = counts["images"] + counts["quarantined"]
     told = ", ".join(f"{n} {reason}" for reason, n in counts["reasons"].items())
@@ -211,10 +223,10 @@ def check(counts: Metrics, quarantine: Folder, settings: Data) -> None:
         worst = next(row for row in read_table(quarantine).to_pylist() if row["reason"] not in NOT_BAD)
         told += f" (for one {worst['uri']}: {worst['reason']}, {worst['detail']})"
     if bad > settings.max_bad_fraction * seen:
-        raise ValueError(f"{bad} of {seen} images are bad, more than data.max_bad_fraction="
+        raise UserError(f"{bad} of {seen} images are bad, more than data.max_bad_fraction="
                          f"{settings.max_bad_fraction}: {told}; all are listed in {quarantine.uri}")
     if not counts["images"]:
-        raise ValueError(f"no usable image is left out of {seen}; quarantined: {told or 'none'}")
+        raise UserError(f"no usable image is left out of {seen}; quarantined: {told or 'none'}")
     if empty := split.empty(counts["splits"]):
         say(f"ingest: no usable image is left for {' and '.join(empty)}, and nothing can be learned without")
     if told:

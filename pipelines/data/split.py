@@ -7,9 +7,10 @@ import os
 
 import pyarrow as pa
 
-from pipelines.data.records import SPLITS
-from pipelines.progress import say
-from pipelines.settings import Data
+from cluster.errors import UserError
+from pipelines.data.settings import Data
+from pipelines.monitor.progress import say
+from pipelines.tables.schemas import SPLITS
 
 
 def _salted(text: str) -> str:
@@ -33,9 +34,9 @@ def empty(counts: dict[str, int]) -> list[str]:
 
 
 def check_filled(counts: dict[str, int]) -> None:
-    """Raise ValueError where a split is empty: nothing can be learned, chosen or judged then."""
+    """Raise UserError where a split is empty: nothing can be learned, chosen or judged then."""
     if missing := empty(counts):
-        raise ValueError(f"ingest left no usable image for {' and '.join(missing)}; learning needs all of "
+        raise UserError(f"ingest left no usable image for {' and '.join(missing)}; learning needs all of "
                          f"{', '.join(SPLITS)}: see ingest/quarantine for what was refused, and bring more patients")
 
 
@@ -51,14 +52,14 @@ def assign(manifest: pa.Table, settings: Data) -> pa.Table:
     Where the source has no val (or no split), patients are taken by a stable hash of their identifier.
 
     Raises:
-        ValueError: fewer than three patients.
+        UserError: fewer than three patients.
     """
     patients = manifest["patient_id"].to_pylist()
     given: dict[str, set[str]] = {}
     for patient, split in zip(patients, manifest["split"].to_pylist(), strict=True):
         given.setdefault(patient, set()).update({split} - {None})
     if len(given) < len(SPLITS):
-        raise ValueError(f"{manifest.num_rows} image(s) of {len(given)} patient(s) in {_where(settings)}: train, val "
+        raise UserError(f"{manifest.num_rows} image(s) of {len(given)} patient(s) in {_where(settings)}: train, val "
                          "and test need one patient each at least")
     torn = [patient for patient, splits in given.items() if len(splits) > 1]
     if torn:

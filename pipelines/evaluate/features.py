@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.errors import UserError
 from cluster.session import device
 from cluster.storage import Folder
-from pipelines.data.tables import pixels, read_shard, read_table, tensors
-from pipelines.generator.components.encoder import Encoder
-from pipelines.generator.encoder import embed
+from pipelines.generator.encoder.vit import embed
+from pipelines.generator.standalone.image_encoder import Encoder
+from pipelines.tables.images import pixels
+from pipelines.tables.parquet import read_shard, read_table, tensors
 
 BATCH = 64
 
@@ -43,7 +45,7 @@ def cached(latents: Folder, split: str) -> Features:
 
 
 def extract(model: Encoder, table: Folder) -> Features:
-    """Embed the images of a table, one shard in memory at a time.  Raises ValueError when there is none."""
+    """Embed the images of a table, one shard in memory at a time.  Raises UserError when there is none."""
     ids: list[str] = []
     parts: list[Tensor] = []
     for name in table.names(".parquet"):
@@ -52,5 +54,5 @@ def extract(model: Encoder, table: Folder) -> Features:
             ids += shard["image_id"].to_pylist()
             parts.append(embed(model, pixels(shard), BATCH).to(device()))
     if not parts:
-        raise ValueError(f"{table.uri} holds no image to evaluate")
+        raise UserError(f"{table.uri} holds no image to evaluate")
     return Features(ids, torch.cat(parts))

@@ -13,21 +13,22 @@ from diffusers.utils import is_accelerate_available
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from cluster.errors import UserError
 from cluster.session import device
 from cluster.storage import Folder
-from pipelines.generator import checkpoint
-from pipelines.generator.autoencoder import load_autoencoder
-from pipelines.generator.components.conditioner import Conditioner
-from pipelines.generator.components.encoder import Encoder
-from pipelines.generator.components.pipeline import RayographPipeline
-from pipelines.generator.components.pixels import Pixels
-from pipelines.generator.denoiser import Denoiser
-from pipelines.generator.encoder import load_encoder
-from pipelines.generator.engine import Tensors
-from pipelines.generator.loop import Job
-from pipelines.generator.objective import process
-from pipelines.generator.reader import kind_of
-from pipelines.settings import Settings
+from pipelines.generator.autoencoder.model import load_autoencoder
+from pipelines.generator.denoiser.network import Denoiser
+from pipelines.generator.denoiser.objective import process
+from pipelines.generator.encoder.vit import load_encoder
+from pipelines.generator.latents.dataset import latent_spec
+from pipelines.generator.standalone.conditioner import Conditioner
+from pipelines.generator.standalone.image_encoder import Encoder
+from pipelines.generator.standalone.pipeline import RayographPipeline
+from pipelines.generator.standalone.pixel_vae import Pixels
+from pipelines.generator.training import checkpoint
+from pipelines.generator.training.deepspeed import Tensors
+from pipelines.generator.training.loop import Job
+from pipelines.graph.settings import Settings
 
 SOURCES = Path(__file__).parent / "components"
 CUSTOM = {Conditioner: "conditioner", Encoder: "encoder", Pixels: "pixels"}  # classes of ours, and their modules
@@ -77,7 +78,7 @@ def export(job: Job, chosen: Folder, ema: str, autoencoder: Folder, encoder: Fol
     Returns:
         The denoiser's number of parameters.
     """
-    denoiser = job.denoiser(kind_of(job.latents)).to(device()).eval()
+    denoiser = job.denoiser(latent_spec(job.latents)).to(device()).eval()
     load_whole(denoiser, checkpoint.read_part(chosen, ema))
     with tempfile.TemporaryDirectory() as aside:
         pipeline = in_memory(job.settings, denoiser, autoencoder, encoder)
@@ -94,8 +95,8 @@ def in_memory(settings: Settings, denoiser: Denoiser, autoencoder: Folder, encod
         denoiser=denoiser,
         scheduler=process(settings.objective, "cpu").scheduler(),
         encoder=load_encoder(encoder),
-        num_inference_steps=settings.sample.steps,
-        guidance_scale=settings.sample.guidance,
+        num_inference_steps=settings.validate.steps,
+        guidance_scale=settings.validate.guidance,
     ).to(device())
 
 
@@ -119,15 +120,15 @@ def load_pipeline(folder: Path, **kwargs: Any) -> RayographPipeline:
         kwargs: for every model's `from_pretrained`, such as `torch_dtype`.
 
     Raises:
-        ValueError: where the folder is no export of ours, or names a scheduler that diffusers does not have.
+        UserError: where the folder is no export of ours, or names a scheduler that diffusers does not have.
         OSError: where a file is missing.
     """
     index = json.loads((folder / INDEX).read_text())
     if index.get("_class_name") != ["pipeline", RayographPipeline.__name__]:
-        raise ValueError(f"{folder} holds {index.get('_class_name')}, not a {RayographPipeline.__name__}")
+        raise UserError(f"{folder} holds {index.get('_class_name')}, not a {RayographPipeline.__name__}")
     scheduler = getattr(diffusers, index["scheduler"][1], None)
     if not isinstance(scheduler, type) or not issubclass(scheduler, SchedulerMixin):
-        raise ValueError(f"{folder} names {index['scheduler'][1]}, which is no diffusers scheduler")
+        raise UserError(f"{folder} names {index['scheduler'][1]}, which is no diffusers scheduler")
     options = {"use_safetensors": True, "low_cpu_mem_usage": is_accelerate_available(), **kwargs}
     vae = Pixels if index["vae"][1] == Pixels.__name__ else AutoencoderKL
     kinds = {name: model for name, model in DENOISERS.items() if index[name][0]}

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData, ModelCardData
 
-from pipelines.settings import Settings
+from pipelines.graph.settings import Settings
 
 Figures = dict[str, dict[str, Any]]
 
@@ -51,7 +51,8 @@ def generator_card(settings: Settings, figures: Figures, record: dict[str, Any],
         ("encoder", figures.get("encoder", {}).get("weights")), ("training fingerprint", record["fingerprint"]),
         ("code", " ".join(record["code"].values()))])
     return _join(header.to_yaml(), f"# {settings.name}: chest X-ray generator",
-                 f"Latent diffusion of {settings.data.size}-pixel chest X-rays, conditioned on image embeddings.",
+                 f"Latent diffusion of {figures['ingest']['size']}-pixel chest X-rays, conditioned on image "
+                 "embeddings.",
                  USE_GENERATOR.format(labels=example), _sources(settings, figures), "## Training\n" + training,
                  _quality(figures), _privacy(failed), LIMITS)
 
@@ -84,7 +85,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 def _sources(settings: Settings, figures: Figures) -> str:
     ingest = figures.get("ingest", {})
-    return (f"## Data\nLearned from the train split of `{settings.data.source}`: {ingest.get('images', '?')} images "
+    return (f"## Data\nLearned from the train split of `{ingest['source']}`: {ingest.get('images', '?')} images "
             f"of {ingest.get('patients', '?')} patients in all, split by patient ({ingest.get('splits', {})}). The "
             "licence and the terms of the source data bind what is made from it; check them before passing this on.")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipelines.generator.fit import autocast
-from pipelines.generator.objective import Draw, Objective
+from pipelines.generator.denoiser.objective import Draw, Objective
+from pipelines.learning.precision import autocast
 
 
 class Bare:

@@ -12,11 +12,11 @@ from table import job
 
 from cluster.session import session
 from cluster.storage import Folder
-from pipelines.compose import load_settings
-from pipelines.generator import checkpoint
-from pipelines.generator.train import _fit
-from pipelines.progress import read_journal
-from pipelines.stage import Stage
+from pipelines.generator.training import checkpoint
+from pipelines.generator.training.ray_train import _fit
+from pipelines.graph.compose import load_settings
+from pipelines.graph.plan import Plan
+from pipelines.monitor.journal import read_journal
 
 LATENT, WIDTH, ROWS, GOAL = (4, 16, 16), 128, 512, 0.1  # seconds
 
@@ -27,7 +27,7 @@ def main() -> None:
                                  "trainer.batch=32", "trainer.checkpoint_every=256", "trainer.log_every=32",
                                  "validate.images=0")
         last = _fit(job(Folder(aside) / "bench", settings, ROWS, LATENT, WIDTH),
-                    Stage("train", settings, resources, "bench"))
+                    Plan(settings).stage("train", resources))
         entries = read_journal(Folder(aside) / "bench" / "train")
         stalls = [entry["checkpoint_stall_seconds"] for entry in entries if entry["checkpoint_stall_seconds"]]
         state, cursor = checkpoint.load(Path(last.path), "bench")

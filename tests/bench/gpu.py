@@ -14,11 +14,11 @@ import torch
 from bare import Bare
 
 from cluster.session import device
-from pipelines.compose import load_settings
-from pipelines.generator.denoiser import build, compile_blocks, training_flops
-from pipelines.generator.engine import Engine
-from pipelines.generator.meter import memory_mb, peak_flops
-from pipelines.generator.objective import Objective
+from pipelines.generator.denoiser.network import build, compile_blocks, training_flops
+from pipelines.generator.denoiser.objective import Objective
+from pipelines.generator.training.deepspeed import Engine
+from pipelines.generator.training.metrics import memory_mb, peak_flops
+from pipelines.graph.compose import load_settings
 
 WIDTH = 768
 LARGE = {"unet-300m": ((4, 32, 32), 128), "dit-l": ((4, 32, 32), 128)}  # latent and batch: 256 px

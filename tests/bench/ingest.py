@@ -18,14 +18,15 @@ from PIL import Image
 from report import Clock, emit
 
 from cluster.session import session
-from pipelines.compose import load_settings
 from pipelines.data.ingest import Decode, Write, write_manifest
+from pipelines.data.phantom import render
+from pipelines.data.settings import Data
 from pipelines.data.sources import find_source
-from pipelines.data.streaming import shard_numbers, stream
-from pipelines.data.tables import png
-from pipelines.data.thorax import render
-from pipelines.settings import Data
-from pipelines.stage import Stage
+from pipelines.graph.compose import load_settings
+from pipelines.graph.plan import Plan
+from pipelines.graph.stage import Stage
+from pipelines.tables.images import png
+from pipelines.tables.streaming import shard_numbers, stream
 
 IMAGES, WHOLE, UNIQUE, ROUNDS = 8_192, 8_000, 40, 2
 REAL = Path(os.environ.get("RAYOGRAPH_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "kermany-fullres"
@@ -108,7 +109,7 @@ def main() -> None:
         with session() as resources:
             for turn in range(ROUNDS + 1):  # in turn, for the machine's speed drifts; the first warms up
                 found = {"bare": bare.rate(films[: IMAGES // 2]), "plain": plain.rate(films[: IMAGES // 4]),
-                         "ours": through_ray(Stage("ingest", settings, resources, ""), turn)}
+                         "ours": through_ray(Plan(settings).stage("ingest", resources), turn)}
                 for kind, rate in found.items() if turn else ():
                     rates[kind].append(rate)
         ours, slow, fast = (statistics.mean(rates[kind]) for kind in ("ours", "plain", "bare"))

@@ -10,15 +10,16 @@ from report import Clock, emit
 
 from cluster.session import Resources, session
 from cluster.storage import Folder
-from pipelines.compose import load_settings
-from pipelines.data.latents import Encode, Encoding, Read, Write, encode_operator
-from pipelines.data.records import IMAGES
-from pipelines.data.streaming import shard_numbers, stream
-from pipelines.data.tables import pixels, png, read_table, write_shard
-from pipelines.data.thorax import render
-from pipelines.generator.autoencoder import build, set_statistics
-from pipelines.generator.components.encoder import Encoder
-from pipelines.generator.weights import save_model
+from pipelines.data.phantom import render
+from pipelines.generator.autoencoder.model import build, set_statistics
+from pipelines.generator.latents.encode import Encode, Encoding, Read, Write, encode_operator
+from pipelines.generator.standalone.image_encoder import Encoder
+from pipelines.graph.compose import load_settings
+from pipelines.learning.weights import save_model
+from pipelines.tables.images import pixels, png
+from pipelines.tables.parquet import read_table, write_shard
+from pipelines.tables.schemas import IMAGES
+from pipelines.tables.streaming import shard_numbers, stream
 
 SHARDS, ROWS = 24, 256
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from report import emit
 
-from pipelines.data.thorax import render
+from pipelines.data.phantom import render
 
 FEW, MANY, UNIQUE, FOLDERS = 20_000, 200_000, 50, 100
 

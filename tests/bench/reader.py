@@ -10,8 +10,8 @@ from report import emit
 from table import LABELS, make_latents
 
 from cluster.storage import Folder
-from pipelines.generator.reader import Reader
-from pipelines.settings import CONDITIONS
+from pipelines.generator.latents.dataset import Reader
+from pipelines.generator.settings import CONDITIONS
 
 ROWS, SHARD, LATENT, WIDTH, BATCH, STEPS = 200_000, 2_000, (4, 16, 16), 128, 128, 400
 LATENTS_A_SECOND, FIRST_BATCH_SECONDS = 5_000, 3.0  # the goals

@@ -10,14 +10,14 @@ import torch
 from report import alternate, emit
 
 from cluster.storage import Folder
-from pipelines.compose import load_settings
-from pipelines.generator.autoencoder import build as build_autoencoder
-from pipelines.generator.components.encoder import Encoder
-from pipelines.generator.denoiser import build
+from pipelines.generator.autoencoder.model import build as build_autoencoder
+from pipelines.generator.denoiser.network import build
+from pipelines.generator.denoiser.objective import process
 from pipelines.generator.export import assemble, load_pipeline, save_pipeline
-from pipelines.generator.objective import process
+from pipelines.generator.standalone.image_encoder import Encoder
+from pipelines.graph.compose import load_settings
+from synth.conditions import Condition
 from synth.sampler import Sampler
-from synth.strategies import Condition
 
 LATENT, WIDTH, ROUNDS = (4, 16, 16), 128, 3
 

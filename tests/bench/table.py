@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.storage import Folder
-from pipelines.data.records import latents_schema
-from pipelines.data.tables import write_shard
-from pipelines.generator.loop import Job
-from pipelines.settings import Settings
+from pipelines.generator.training.loop import Job
+from pipelines.graph.settings import Settings
+from pipelines.tables.parquet import write_shard
+from pipelines.tables.schemas import latents_schema
 
 LABELS = ("a", "b")
 

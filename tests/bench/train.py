@@ -16,15 +16,15 @@ from report import emit
 from table import LABELS, job
 
 from cluster.storage import Folder
-from pipelines.compose import load_settings
-from pipelines.generator.autoencoder import build as build_autoencoder
-from pipelines.generator.checkpoint import Cursor
-from pipelines.generator.components.encoder import Encoder
-from pipelines.generator.denoiser import build
-from pipelines.generator.fit import autocast
-from pipelines.generator.loop import learn
-from pipelines.generator.objective import Objective
-from pipelines.progress import read_journal
+from pipelines.generator.autoencoder.model import build as build_autoencoder
+from pipelines.generator.denoiser.network import build
+from pipelines.generator.denoiser.objective import Objective
+from pipelines.generator.standalone.image_encoder import Encoder
+from pipelines.generator.training.checkpoint import Cursor
+from pipelines.generator.training.loop import learn
+from pipelines.graph.compose import load_settings
+from pipelines.learning.precision import autocast
+from pipelines.monitor.journal import read_journal
 
 LATENT, WIDTH, ROWS, ROUNDS, STEPS = (4, 16, 16), 128, 2_048, 12, 4
 

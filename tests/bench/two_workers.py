@@ -10,10 +10,10 @@ from bare import Bare
 from report import alternate, emit
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.compose import load_settings
-from pipelines.generator.denoiser import build
-from pipelines.generator.engine import Engine
-from pipelines.generator.objective import Objective
+from pipelines.generator.denoiser.network import build
+from pipelines.generator.denoiser.objective import Objective
+from pipelines.generator.training.deepspeed import Engine
+from pipelines.graph.compose import load_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines" / "generator"))
 from distributed import run

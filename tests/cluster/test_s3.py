@@ -172,8 +172,8 @@ def ids(folder: Folder) -> list[str]:
 @pytest.mark.ray
 def test_ingest_from_one_bucket_into_another_survives_sigkill(buckets, server):
     """Ray workers read and write over HTTP; killed in the middle, the same command goes on to the same end."""
-    from pipelines.data.tables import png
-    from pipelines.data.thorax import render
+    from pipelines.data.phantom import render
+    from pipelines.tables.images import png
 
     expected = set()
     for k in range(150):

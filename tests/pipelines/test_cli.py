@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from pipelines import cli
-from pipelines.compose import load_settings
+from pipelines.graph.compose import load_settings
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_a_stages_help_lists_the_choices(rayograph):
 
 
 def test_a_failure_shows_its_traceback_and_is_told_from_a_mistake(rayograph, monkeypatch):
-    from pipelines import run
+    from pipelines.graph import run
 
     def broken(*_, **__):
         raise RuntimeError("the disk is on fire")
@@ -183,7 +183,7 @@ def test_a_failure_shows_its_traceback_and_is_told_from_a_mistake(rayograph, mon
 
 
 def test_an_interrupt_says_how_to_go_on(rayograph, monkeypatch):
-    from pipelines import run
+    from pipelines.graph import run
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -195,7 +195,7 @@ def test_an_interrupt_says_how_to_go_on(rayograph, monkeypatch):
 
 
 def test_a_sweep_runs_every_setting_and_returns_the_worst_code(rayograph, monkeypatch):
-    from pipelines import run
+    from pipelines.graph import run
 
     seen = []
     monkeypatch.setattr(run, "run_stages", lambda settings, *_, **__: seen.append(settings.seed))

@@ -13,16 +13,16 @@ import torch
 
 from cluster.session import Resources
 from cluster.storage import Folder
-from pipelines.data.records import latents_schema
-from pipelines.data.tables import read_table, write_shard
-from pipelines.generator.autoencoder import build as build_autoencoder
-from pipelines.generator.components.encoder import Encoder
-from pipelines.generator.denoiser import build
+from pipelines.generator.autoencoder.model import build as build_autoencoder
+from pipelines.generator.denoiser.network import build
+from pipelines.generator.denoiser.objective import process
 from pipelines.generator.export import assemble, save_pipeline
-from pipelines.generator.objective import process
-from synth import fanout
+from pipelines.generator.standalone.image_encoder import Encoder
+from pipelines.tables.parquet import read_table, write_shard
+from pipelines.tables.schemas import latents_schema
+from synth import sample as fanout
+from synth.conditions import Condition
 from synth.sampler import Sampler
-from synth.strategies import Condition
 
 WIDTH, LABELS = 32, ["a", "b"]
 

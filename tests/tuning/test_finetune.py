@@ -11,13 +11,15 @@ from torchmetrics.functional.classification import binary_f1_score
 
 from cluster.session import Resources
 from cluster.storage import Folder
-from pipelines.data.records import CORPUS, IMAGES
-from pipelines.data.tables import png, write_shard
-from pipelines.generator.fit import CHECKPOINT
-from pipelines.stage import Stage
-from tuning.finetune import finetune as module
-from tuning.finetune.classifier import Examples, best_threshold, probabilities, residual_network, train
-from tuning.finetune.finetune import RESULT, choose_target, count, finetune, no_target, one_class
+from pipelines.graph.plan import Plan
+from pipelines.graph.stage import Stage
+from pipelines.learning.small_loop import CHECKPOINT
+from pipelines.tables.images import png
+from pipelines.tables.parquet import write_shard
+from pipelines.tables.schemas import CORPUS, IMAGES
+from tuning.finetune import stage as module
+from tuning.finetune.classify import Examples, best_threshold, probabilities, residual_network, train
+from tuning.finetune.stage import RESULT, choose_target, count, finetune, no_target, one_class
 
 SIDE = 32
 
@@ -42,7 +44,7 @@ def test_target_is_wanted_or_opacity_like_or_most_frequent_abnormal(labels, want
 def test_reason_names_the_labels_there_are():
     assert "no labels" in no_target([[], []], None)
     assert no_target([["effusion"], ["edema"]], "efusion") == \
-        "data.target=efusion is not among the labels (edema, effusion)"
+        "finetune.target=efusion is not among the labels (edema, effusion)"
 
 
 @pytest.mark.parametrize(("labels", "reason"), [
@@ -97,7 +99,7 @@ def write_toy(folder: Folder, schema: pa.Schema, n: int, seed: int, shard: int =
 def stage(tiny, monkeypatch) -> Stage:
     """The stage over toy tables, computing in this process."""
     monkeypatch.setattr(module, "compute", lambda resources, function, *work: function(*work))
-    stage = Stage("finetune", tiny("finetune.images=800", "finetune.lr=0.005"), Resources(1, 0, 1), "f")
+    stage = Plan(tiny("finetune.images=800", "finetune.lr=0.005")).stage("finetune", Resources(1, 0, 1))
     for shard, (split, n) in enumerate({"train": 200, "val": 60, "test": 60}.items()):
         write_toy(stage.input("ingest") / "images", IMAGES, n, shard, shard, split=split)
     return stage

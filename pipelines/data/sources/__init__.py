@@ -16,11 +16,13 @@ import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from cluster.errors import UserError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipelines.data.decode import Decoded
-    from pipelines.settings import Data
+    from pipelines.data.image.decode import Decoded
+    from pipelines.data.settings import Data
 
 
 class Source(Protocol):
@@ -31,9 +33,9 @@ class Source(Protocol):
 
 @functools.cache
 def find_source(name: str) -> Source:
-    """The source called `name`.  Raises ValueError naming those there are."""
+    """The source called `name`.  Raises UserError naming those there are."""
     known = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if name not in known:
-        raise ValueError(f"data.source={name!r} is not known; there are: {', '.join(known)}")
+        raise UserError(f"data.source={name!r} is not known; there are: {', '.join(known)}")
     module = importlib.import_module(f"{__name__}.{name}")
     return cast(Source, getattr(module, "SOURCE", module))

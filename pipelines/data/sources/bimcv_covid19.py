@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines.data.files import connect
-from pipelines.data.picture import Refused
-from pipelines.data.published import Card, Image, Published, Tree
+from pipelines.data.image.picture import Refused
+from pipelines.data.public_set import Card, Image, Published, Tree
+from pipelines.data.settings import Data
 from pipelines.data.sources.padchest import listed
-from pipelines.settings import Data
 
 if TYPE_CHECKING:
-    from pipelines.data.decode import Decoded
+    from pipelines.data.image.decode import Decoded
 
 CARD = Card(
     title="BIMCV-COVID19",

@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.data.published import Card, Findings, Image, Published, Tree
-from pipelines.settings import Data
+from pipelines.data.public_set import Card, Findings, Image, Published, Tree
+from pipelines.data.settings import Data
 
 CARD = Card(
     title="CheXpert",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pipelines.data.published import Card, Image, Published, Tree
-from pipelines.settings import Data
+from cluster.errors import UserError
+from pipelines.data.public_set import Card, Image, Published, Tree
+from pipelines.data.settings import Data
 
 CARD = Card(
     title="COVIDx CXR-4",
@@ -36,7 +37,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
             if not line.strip() or (number == 1 and line.split()[1:2] == ["filename"]):
                 continue
             if not (match := LINE.fullmatch(line.strip())):
-                raise ValueError(f"{tree.root}/{table}, line {number}: {line!r} is not `patient_id filename class "
+                raise UserError(f"{tree.root}/{table}, line {number}: {line!r} is not `patient_id filename class "
                                  "source` with the class positive or negative")
             patient, name, finding, _ = match.groups()
             yield Image(path=f"{base}{split}/{name}", patient=patient, labels=[finding], split=split)

@@ -13,15 +13,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cluster.errors import UserError
 from pipelines.data.files import fair_draw
-from pipelines.progress import say
-from pipelines.settings import Data
+from pipelines.data.settings import Data
+from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipelines.data.decode import Decoded
-    from pipelines.data.published import Published
+    from pipelines.data.image.decode import Decoded
+    from pipelines.data.public_set import Published
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class Mix:
     """Several sets as one; a patient of one is no patient of another."""
 
     def contents(self, settings: Data) -> str:
-        """Hash of what the sets that are taken hold.  Raises ValueError as `manifest` does."""
+        """Hash of what the sets that are taken hold.  Raises UserError as `manifest` does."""
         told = _of_each(settings, lambda name, source, part: f"{name} {source.contents(part)}")
         return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
@@ -41,7 +42,7 @@ class Mix:
         """All rows of all sets.
 
         Raises:
-            ValueError: a set is not there or only half there; the message tells of all of them, and who hands them out.
+            UserError: a set is not there or only half there; the message tells of all of them, and who hands them out.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -66,7 +67,7 @@ def _of_each(settings: Data, ask: Callable[[str, Published, Data], T]) -> list[T
     """What each set that is taken answers; ValueError names all that are not whole."""
     unknown = [name for name in settings.sets or () if name not in SETS]
     if unknown:
-        raise ValueError(f"data.sets={settings.sets}: {unknown[0]!r} is none of {', '.join(SETS)}")
+        raise UserError(f"data.sets={settings.sets}: {unknown[0]!r} is none of {', '.join(SETS)}")
     answers, missing = [], []
     for name in dict.fromkeys(settings.sets or SETS):
         source, part = _part(name, settings)
@@ -76,7 +77,7 @@ def _of_each(settings: Data, ask: Callable[[str, Published, Data], T]) -> list[T
             missing.append(f"- {name} ({source.card.sign or 'nothing to sign'}): {error}")
     if missing:
         told = f"{len(missing)} sets of data=cxr-868k are not whole; bring them below data.root, or take others with"
-        raise ValueError("\n".join([f"{told} data.sets=[…]", *missing]))
+        raise UserError("\n".join([f"{told} data.sets=[…]", *missing]))
     return answers
 
 
@@ -84,7 +85,7 @@ def _part(name: str, settings: Data) -> tuple[Published, Data]:
     from pipelines.data.sources import find_source
 
     if not settings.root:
-        raise ValueError(f"data=cxr-868k needs data.root=PATH, a folder that holds {', '.join(SETS)}")
+        raise UserError(f"data=cxr-868k needs data.root=PATH, a folder that holds {', '.join(SETS)}")
     module = name.replace("-", "_")
     return find_source(module), replace(settings, source=module, root=f"{settings.root.rstrip('/')}/{name}")  # type: ignore[return-value]
 

@@ -10,8 +10,8 @@ import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from pipelines.data.published import Card, Image, Published, Tree
-from pipelines.settings import Data
+from pipelines.data.public_set import Card, Image, Published, Tree
+from pipelines.data.settings import Data
 
 CARD = Card(
     title="DICOM archive",
@@ -39,7 +39,7 @@ class _Stream(io.BufferedReader):
 
 
 def _image(tree: Tree, path: str) -> Image | None:
-    from pipelines.data.dicom import read_header
+    from pipelines.data.image.dicom import read_header
 
     if path.rsplit("/", 1)[-1].upper() == "DICOMDIR":
         return None

@@ -6,14 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import UserError
 from pipelines.data.files import PICTURES, contents_hash, fair_draw, listing, read_image
-from pipelines.progress import say
-from pipelines.settings import Data
+from pipelines.data.settings import Data
+from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipelines.data.decode import Decoded
+    from pipelines.data.image.decode import Decoded
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
                "testing": "test"}
@@ -25,10 +26,10 @@ def contents(settings: Data) -> str:
 
 
 def manifest(settings: Data, seed: int) -> pa.Table:
-    """One row per image file.  Raises ValueError when there is none, or when patient_regex fits none."""
+    """One row per image file.  Raises UserError when there is none, or when patient_regex fits none."""
     import pyarrow as pa
 
-    from pipelines.data.records import MANIFEST
+    from pipelines.tables.schemas import MANIFEST
 
     root = _root(settings)
     there = list(_images(root))
@@ -49,7 +50,7 @@ def load(row: Mapping[str, Any], settings: Data) -> Decoded:
 
 def _root(settings: Data) -> str:
     if not settings.root:
-        raise ValueError("data=folder needs data.root=PATH")
+        raise UserError("data=folder needs data.root=PATH")
     return settings.root
 
 
@@ -57,7 +58,7 @@ def _images(root: str) -> dict[str, int]:
     """Bytes of every image file by relative path, in order of path; ValueError when there is none."""
     images = {path: size for path, size in listing(root).items() if path.lower().endswith(PICTURES)}
     if not images:
-        raise ValueError(f"data.root={root!r} holds no image ({', '.join(PICTURES)})")
+        raise UserError(f"data.root={root!r} holds no image ({', '.join(PICTURES)})")
     return images
 
 
@@ -76,7 +77,7 @@ def _patients(paths: list[str], regex: str | None) -> list[str]:
     found = [_patient(path, regex) for path in paths]
     missed = [path for path, patient in zip(paths, found, strict=True) if patient is None]
     if len(missed) == len(paths):
-        raise ValueError(f"data.patient_regex={regex!r} fits no path under data.root, for one {paths[0]!r}")
+        raise UserError(f"data.patient_regex={regex!r} fits no path under data.root, for one {paths[0]!r}")
     if missed:
         say(f"data.patient_regex fits all but {len(missed)} paths (for one {missed[0]!r}); each of these counts as a "
             "patient of its own")

@@ -17,19 +17,20 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import UserError
 from cluster.storage import Folder
 from pipelines.data.files import contents_hash
-from pipelines.data.published import Card, Tree
+from pipelines.data.public_set import Card, Tree
+from pipelines.data.settings import Data
 from pipelines.data.sources.folder import SPLIT_NAMES
 from pipelines.data.sources.manifest import as_table
-from pipelines.progress import say
-from pipelines.settings import Data
+from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
-    from pipelines.data.decode import Decoded
+    from pipelines.data.image.decode import Decoded
 
 CARD = Card(
     title="Hugging Face data set",
@@ -58,7 +59,7 @@ class HuggingFace:
         """One row per image, in the order of the files; `uri` is FILE#ROW.  Image bytes are not read.
 
         Raises:
-            ValueError: there is no Parquet, or none with images, or several configurations and no data.subset.
+            UserError: there is no Parquet, or none with images, or several configurations and no data.subset.
         """
         return as_table(self.rows(settings), settings)
 
@@ -75,8 +76,8 @@ class HuggingFace:
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         from pyarrow import ArrowInvalid
 
-        from pipelines.data.decode import decode
-        from pipelines.data.picture import Refused
+        from pipelines.data.image.decode import decode
+        from pipelines.data.image.picture import Refused
 
         path, _, index = row["uri"][len(_root(settings)) + 1 :].rpartition("#")
         try:
@@ -93,20 +94,20 @@ def _tree(settings: Data) -> Tree:
     except ValueError:
         raise
     except Exception as error:  # the Hub's client raises many kinds: no network, no access
-        raise ValueError(f"data.root={settings.root!r} cannot be read from {CARD.where}: {error}") from error
+        raise UserError(f"data.root={settings.root!r} cannot be read from {CARD.where}: {error}") from error
     return tree
 
 
 def _root(settings: Data) -> str:
     root = settings.root
     if not root:
-        raise ValueError(f"data=huggingface needs data.root=OWNER/NAME of a data set at {CARD.where}, or a folder of "
+        raise UserError(f"data=huggingface needs data.root=OWNER/NAME of a data set at {CARD.where}, or a folder of "
                          "Parquet")
     if "://" in root or os.path.isdir(os.path.expanduser(root)):
         return Folder(root).uri
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", root):
         return f"hf://datasets/{root}"
-    raise ValueError(f"data.root={root!r} is no folder, and no OWNER/NAME of a data set at {CARD.where}")
+    raise UserError(f"data.root={root!r} is no folder, and no OWNER/NAME of a data set at {CARD.where}")
 
 
 def _paths(tree: Tree, subset: str | None) -> list[str]:
@@ -115,7 +116,7 @@ def _paths(tree: Tree, subset: str | None) -> list[str]:
     if subset:
         paths = [path for path in paths if _configuration(path) == subset]
     elif len(configurations) > 1:
-        raise ValueError(f"data.root={tree.root!r} holds several configurations; set data.subset to one of "
+        raise UserError(f"data.root={tree.root!r} holds several configurations; set data.subset to one of "
                          f"{', '.join(configurations)}")
     if not paths:
         raise tree.missing(f"Parquet file of data.subset={subset!r}" if subset else
@@ -158,7 +159,7 @@ def _image_column(schema: pa.Schema, where: str) -> str:
              if field.type in (pa.binary(), pa.large_binary())
              or (pa.types.is_struct(field.type) and {f.name for f in field.type} == {"bytes", "path"})]
     if not found:
-        raise ValueError(f"{where} has no column of images (a struct of bytes and path); it has "
+        raise UserError(f"{where} has no column of images (a struct of bytes and path); it has "
                          f"{', '.join(schema.names)}")
     return "image" if "image" in found else found[0]
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipelines.data.files import PICTURES
-from pipelines.data.published import Card, Image, Mask, Published, Tree
-from pipelines.settings import Data
+from pipelines.data.public_set import Card, Image, Mask, Published, Tree
+from pipelines.data.settings import Data
 
 if TYPE_CHECKING:
-    from pipelines.data.picture import Picture
+    from pipelines.data.image.picture import Picture
 
 CARD = Card(
     title="JSRT",
@@ -70,8 +70,8 @@ def read_film(content: bytes, settings: Data) -> Picture:
     import numpy as np
     from PIL import Image as Pillow
 
-    from pipelines.data.decode import read_picture
-    from pipelines.data.picture import Picture, check_size, to_8bit
+    from pipelines.data.image.decode import read_picture
+    from pipelines.data.image.picture import Picture, check_size, to_8bit
 
     if len(content) != 2 * SIDE * SIDE:
         return read_picture(content, settings)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pipelines.data.published import Card, Image, Published, Tree
-from pipelines.settings import Data
+from pipelines.data.public_set import Card, Image, Published, Tree
+from pipelines.data.settings import Data
 
 CARD = Card(
     title="Kermany chest X-rays",

@@ -11,17 +11,18 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import UserError
 from cluster.storage import Folder
 from pipelines.data.files import connect, fair_draw, read_image
-from pipelines.data.published import Card, read_csv
+from pipelines.data.public_set import Card, read_csv
+from pipelines.data.settings import Data
 from pipelines.data.sources.folder import SPLIT_NAMES
-from pipelines.progress import say
-from pipelines.settings import Data
+from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipelines.data.decode import Decoded
+    from pipelines.data.image.decode import Decoded
 
 CARD = Card(
     title="manifest",
@@ -44,7 +45,7 @@ class Manifest:
         """One row per row of the list; what is not there is refused when it is loaded.
 
         Raises:
-            ValueError: the list is not there, is empty, or lacks a column.
+            UserError: the list is not there, is empty, or lacks a column.
         """
         return as_table(self.rows(settings), settings)
 
@@ -55,12 +56,12 @@ class Manifest:
         table = _table(root)
         key = next((name for name in ("uri", "path") if name in table.column_names), None)
         if key is None:
-            raise ValueError(f"{root} has no column 'path' or 'uri'; it has {', '.join(table.column_names)}")
+            raise UserError(f"{root} has no column 'path' or 'uri'; it has {', '.join(table.column_names)}")
         if "patient_id" not in table.column_names:
             say(f"{root} has no column patient_id: each image counts as a patient of its own")
         rows = [_row(row, key, base) for batch in table.to_batches() for row in batch.to_pylist() if row[key]]
         if not rows:
-            raise ValueError(f"{root} lists no image: its column {key!r} is empty")
+            raise UserError(f"{root} lists no image: its column {key!r} is empty")
         once = {row["uri"]: row for row in reversed(rows)}
         if len(once) < len(rows):
             say(f"{root} lists {len(rows) - len(once)} images again; the first row of each counts")
@@ -75,7 +76,7 @@ def as_table(rows: list[dict[str, Any]], settings: Data) -> pa.Table:
     """The rows in their order, or the `data.images` of them that are a fair draw, the same whatever else there is."""
     import pyarrow as pa
 
-    from pipelines.data.records import MANIFEST
+    from pipelines.tables.schemas import MANIFEST
 
     rows = [rows[k] for k in fair_draw([row["path"] for row in rows], settings.images)]
     return pa.Table.from_pylist(rows, schema=MANIFEST)
@@ -84,7 +85,7 @@ def as_table(rows: list[dict[str, Any]], settings: Data) -> pa.Table:
 def _row(row: dict[str, Any], key: str, base: str) -> dict[str, Any]:
     split = str(row.get("split") or "").strip().lower()
     if split and split not in SPLIT_NAMES:
-        raise ValueError(f"{row[key]}: split {split!r} is none of {', '.join(SPLIT_NAMES)}")
+        raise UserError(f"{row[key]}: split {split!r} is none of {', '.join(SPLIT_NAMES)}")
     labels = row.get("labels")
     if labels is None or isinstance(labels, str):
         labels = (labels or "").split("|")
@@ -106,7 +107,7 @@ def _table(root: str) -> pa.Table:
     try:
         content = _read(root)
     except OSError as error:
-        raise ValueError(f"data.root={root!r} cannot be read: {error}; data=manifest needs a CSV, TSV or Parquet "
+        raise UserError(f"data.root={root!r} cannot be read: {error}; data=manifest needs a CSV, TSV or Parquet "
                          "file") from error
     try:
         if content[:4] == b"PAR1":
@@ -114,12 +115,12 @@ def _table(root: str) -> pa.Table:
         delimiter = "\t" if ".tsv" in root.rsplit("/", 1)[-1].lower() else ","
         return read_csv(content, gzipped=content[:2] == b"\x1f\x8b", delimiter=delimiter)
     except ArrowInvalid as error:
-        raise ValueError(f"{root} is no table: {error}") from error
+        raise UserError(f"{root} is no table: {error}") from error
 
 
 def _root(settings: Data) -> str:
     if not settings.root:
-        raise ValueError("data=manifest needs data.root=FILE, a CSV, TSV or Parquet file with a column path or uri")
+        raise UserError("data=manifest needs data.root=FILE, a CSV, TSV or Parquet file with a column path or uri")
     return Folder(settings.root).uri
 
 

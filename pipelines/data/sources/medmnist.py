@@ -21,17 +21,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import UserError
 from cluster.storage import Folder
-from pipelines.data.published import Card
+from pipelines.data.public_set import Card
+from pipelines.data.settings import Data
 from pipelines.data.sources.manifest import as_table
-from pipelines.progress import say
-from pipelines.settings import Data
+from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from pipelines.data.decode import Decoded
+    from pipelines.data.image.decode import Decoded
 
 CARD = Card(
     title="MedMNIST",
@@ -80,7 +81,7 @@ class MedMNIST:
         """One row per image; `uri` is medmnist://SUBSET/SIZE/SPLIT/INDEX.
 
         Raises:
-            ValueError: no such subset, or its file is neither there nor can be had, or is none of MedMNIST's.
+            UserError: no such subset, or its file is neither there nor can be had, or is none of MedMNIST's.
         """
         return as_table(list(self.rows(settings)), settings)
 
@@ -99,8 +100,8 @@ class MedMNIST:
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         from PIL import Image
 
-        from pipelines.data.decode import decode
-        from pipelines.data.picture import Refused
+        from pipelines.data.image.decode import decode
+        from pipelines.data.image.picture import Refused
 
         subset, size, split, index = row["uri"].removeprefix("medmnist://").split("/")
         try:
@@ -124,7 +125,7 @@ def _find(settings: Data) -> tuple[str, int]:
     """The subset, and the size to take of those that are there; downloaded where none will do."""
     match = re.fullmatch(rf"({'|'.join(LABELS)})(?:_({'|'.join(map(str, SIZES))}))?", settings.subset or "")
     if not match:
-        raise ValueError(f"data.subset={settings.subset!r}: data=medmnist needs one of {', '.join(LABELS)} (and _28, "
+        raise UserError(f"data.subset={settings.subset!r}: data=medmnist needs one of {', '.join(LABELS)} (and _28, "
                          "_64, _128 or _224 behind it to fix the size)")
     subset, fixed = match[1], match[2]
     enough = [int(fixed)] if fixed else [size for size in SIZES if size >= settings.size] or [SIZES[-1]]
@@ -143,21 +144,21 @@ def _download(subset: str, size: int, root: Folder) -> None:
     """By the package, which checks the owner's MD5."""
     wanted = f"{root.uri} holds no {_file(subset, size)} of {CARD.title}, which is given out at {CARD.where}"
     if not root.is_local:
-        raise ValueError(f"{wanted}; copy it there")
+        raise UserError(f"{wanted}; copy it there")
     try:
         import medmnist
     except ImportError as error:
-        raise ValueError(f"{wanted}; put it there, or `pip install medmnist` to have it downloaded") from error
+        raise UserError(f"{wanted}; put it there, or `pip install medmnist` to have it downloaded") from error
     os.makedirs(root.uri, exist_ok=True)
     try:
         getattr(medmnist, medmnist.INFO[subset]["python_class"])("val", download=True, root=root.uri, size=size)
     except RuntimeError as error:
-        raise ValueError(f"{wanted}; its download failed: {' '.join(str(error).split())}") from error
+        raise UserError(f"{wanted}; its download failed: {' '.join(str(error).split())}") from error
 
 
 @contextlib.contextmanager
 def _member(root: Folder, name: str, member: str) -> Iterator[tuple[Any, zipfile.ZipInfo]]:
-    """One array's file inside an .npz, open to read.  Raises ValueError when there is none."""
+    """One array's file inside an .npz, open to read.  Raises UserError when there is none."""
     from pyarrow import ArrowInvalid
 
     try:
@@ -166,7 +167,7 @@ def _member(root: Folder, name: str, member: str) -> Iterator[tuple[Any, zipfile
               archive.open(f"{member}.npy") as stream):
             yield stream, archive.getinfo(f"{member}.npy")
     except (zipfile.BadZipFile, zlib.error, KeyError, ArrowInvalid) as error:
-        raise ValueError(f"{root.uri}/{name} is no file of MedMNIST: {error}") from error
+        raise UserError(f"{root.uri}/{name} is no file of MedMNIST: {error}") from error
 
 
 def _labels(root: Folder, name: str, member: str) -> np.ndarray:

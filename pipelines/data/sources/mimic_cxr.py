@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.data.published import Card, Image, Published, Tree
+from pipelines.data.public_set import Card, Image, Published, Tree
+from pipelines.data.settings import Data
 from pipelines.data.sources.mimic_cxr_jpg import VIEWS, findings, names, splits
-from pipelines.settings import Data
 
 CARD = Card(
     title="MIMIC-CXR",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.data.published import Card, Findings, Image, Published, Tree
+from pipelines.data.public_set import Card, Findings, Image, Published, Tree
+from pipelines.data.settings import Data
 from pipelines.data.sources.chexpert import stated
-from pipelines.settings import Data
 
 CARD = Card(
     title="MIMIC-CXR-JPG",

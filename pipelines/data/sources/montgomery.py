@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pipelines.data.published import Card, Image, Mask, Published, Tree
-from pipelines.settings import Data
+from pipelines.data.public_set import Card, Image, Mask, Published, Tree
+from pipelines.data.settings import Data
 
 CARD = Card(
     title="Montgomery County X-ray set",

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.settings import Data
+from cluster.errors import UserError
+from pipelines.data.settings import Data
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipelines.data.decode import Decoded
+    from pipelines.data.image.decode import Decoded
 
 
 def contents(settings: Data) -> None:
@@ -21,14 +22,14 @@ def contents(settings: Data) -> None:
 
 
 def manifest(settings: Data, seed: int) -> pa.Table:
-    """One row per image; `uri` is phantom://SEED/INDEX.  Raises ValueError without `data.images`."""
+    """One row per image; `uri` is phantom://SEED/INDEX.  Raises UserError without `data.images`."""
     import pyarrow as pa
 
-    from pipelines.data.records import MANIFEST
-    from pipelines.data.thorax import describe
+    from pipelines.data.phantom import describe
+    from pipelines.tables.schemas import MANIFEST
 
     if settings.images is None:
-        raise ValueError("data=phantom needs data.images=N")
+        raise UserError("data=phantom needs data.images=N")
     rows = []
     for index in range(settings.images):
         labels, patient, study = describe(seed, index)
@@ -40,9 +41,9 @@ def manifest(settings: Data, seed: int) -> pa.Table:
 def load(row: Mapping[str, Any], settings: Data) -> Decoded:
     from PIL import Image
 
-    from pipelines.data.clean import perceptual_hash
-    from pipelines.data.decode import Decoded
-    from pipelines.data.thorax import render
+    from pipelines.data.image.clean import perceptual_hash
+    from pipelines.data.image.decode import Decoded
+    from pipelines.data.phantom import render
 
     seed, index = (int(part) for part in row["uri"].removeprefix("phantom://").split("/"))
     film, size = render(seed, index, settings.size), settings.size

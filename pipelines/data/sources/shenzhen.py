@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.data.published import Card, Image, Mask, Published, Tree
+from pipelines.data.public_set import Card, Image, Mask, Published, Tree
+from pipelines.data.settings import Data
 from pipelines.data.sources import montgomery
-from pipelines.settings import Data
 
 CARD = Card(
     title="Shenzhen Hospital X-ray set",

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from pipelines.data.published import Card, Image, Published, Tree
-from pipelines.settings import Data
+from pipelines.data.public_set import Card, Image, Published, Tree
+from pipelines.data.settings import Data
 
 CARD = Card(
     title="VinDr-CXR",

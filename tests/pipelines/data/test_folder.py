@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.compose import load_settings
-from pipelines.data.picture import Refused
+from pipelines.data.image.picture import Refused
 from pipelines.data.sources import find_source, folder
+from pipelines.graph.compose import load_settings
 
 
 @pytest.fixture

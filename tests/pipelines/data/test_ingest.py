@@ -8,11 +8,13 @@ import pytest
 from PIL import Image
 
 from cluster.session import Resources
-from pipelines.compose import load_settings
 from pipelines.data import ingest as module
 from pipelines.data.split import check_filled
-from pipelines.data.tables import pixels, read_shard, read_table
-from pipelines.stage import Plan, Stage
+from pipelines.graph.compose import load_settings
+from pipelines.graph.plan import Plan
+from pipelines.graph.stage import Stage
+from pipelines.tables.images import pixels
+from pipelines.tables.parquet import read_shard, read_table
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -74,7 +76,7 @@ def run(settings) -> tuple[Stage, dict]:
     plan = Plan(settings)
     plan.begin("ingest", redo=False)
     record = plan.execute("ingest", Resources(2, 0, 2))
-    return Stage("ingest", settings, Resources(2, 0, 2), plan.fingerprint("ingest")), record["metrics"]
+    return Plan(settings).stage("ingest", Resources(2, 0, 2)), record["metrics"]
 
 
 def rows(stage: Stage) -> list[dict]:

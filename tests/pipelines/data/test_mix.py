@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.compose import load_settings
 from pipelines.data.sources import find_source
 from pipelines.data.sources.cxr_868k import SETS
+from pipelines.graph.compose import load_settings
 
 
 def png(seed: int) -> bytes:

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from cluster.session import Resources
-from pipelines.compose import load_settings
-from pipelines.data.tables import read_table
-from pipelines.stage import Plan, run_folder
+from pipelines.graph.compose import load_settings
+from pipelines.graph.plan import Plan
+from pipelines.graph.stage import run_folder
+from pipelines.tables.parquet import read_table
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import pipelines
-from pipelines.compose import load_settings
-from pipelines.data.published import Tree, read_csv
+from pipelines.data.public_set import Tree, read_csv
+from pipelines.data.settings import Data
 from pipelines.data.sources import find_source, nih_cxr14
-from pipelines.settings import Data
+from pipelines.graph.compose import load_settings
 
 CONFIGS = sorted(path.stem for path in (Path(pipelines.__file__).parent / "conf" / "data").glob("*.yaml"))
 

@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-from pipelines.data.published import Mask, Tree
-from pipelines.settings import Data
+from pipelines.data.public_set import Mask, Tree
+from pipelines.data.settings import Data
 
 NAMES = ("chexpert", "mimic_cxr_jpg", "mimic_cxr", "padchest", "bimcv_covid19", "vindr_cxr", "vindr_pcxr", "brax",
          "rsna_pneumonia", "siim_acr")
@@ -484,6 +484,6 @@ def test_a_table_without_a_column_is_told(put, read, name, file, column):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_there_is_a_config_for_each(name):
-    from pipelines.compose import load_settings
+    from pipelines.graph.compose import load_settings
 
     assert load_settings(f"data={name.replace('_', '-')}").data.source == name

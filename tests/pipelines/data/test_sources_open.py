@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
-from pipelines.compose import load_settings
-from pipelines.data.picture import Refused
-from pipelines.data.published import Tree
+from pipelines.data.image.picture import Refused
+from pipelines.data.public_set import Tree
+from pipelines.data.settings import Data
 from pipelines.data.sources import (
     covidx_cxr4,
     dicom,
@@ -25,7 +25,7 @@ from pipelines.data.sources import (
     montgomery,
     shenzhen,
 )
-from pipelines.settings import Data
+from pipelines.graph.compose import load_settings
 
 TREES = (covidx_cxr4, dicom, hyperkvasir, jsrt, kermany, kvasir_seg, montgomery, shenzhen)
 

@@ -4,9 +4,9 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-from pipelines.compose import load_settings
 from pipelines.data import split
-from pipelines.data.records import MANIFEST
+from pipelines.graph.compose import load_settings
+from pipelines.tables.schemas import MANIFEST
 
 
 @pytest.fixture

@@ -13,14 +13,16 @@ from scipy.ndimage import gaussian_filter
 
 from cluster.session import Resources
 from cluster.storage import Folder
-from pipelines.data.records import CORPUS, IMAGES
-from pipelines.data.tables import png, write_shard
-from pipelines.evaluate import evaluate, figures
+from pipelines.evaluate import stage as evaluate
 from pipelines.evaluate.features import cached, extract
-from pipelines.generator.components.encoder import Encoder
-from pipelines.generator.encoder import embed, load_encoder
-from pipelines.generator.weights import save_model
-from pipelines.stage import Stage
+from pipelines.generator.encoder.vit import embed, load_encoder
+from pipelines.generator.standalone.image_encoder import Encoder
+from pipelines.graph.plan import Plan
+from pipelines.learning.weights import save_model
+from pipelines.report import plots as figures
+from pipelines.tables.images import png
+from pipelines.tables.parquet import write_shard
+from pipelines.tables.schemas import CORPUS, IMAGES
 
 OPTIONS = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 FLOORED = ("frechet", "precision", "recall", "density", "coverage", "ms_ssim")
@@ -57,7 +59,7 @@ def measure(tiny, monkeypatch):
 
     def run(corpus: np.ndarray, *overrides: str, test: np.ndarray = TEST):
         settings = tiny(*overrides)
-        stage = Stage("evaluate", settings, Resources(2, 0, 2), "none")
+        stage = Plan(settings).stage("evaluate", Resources(2, 0, 2))
         (stage.input("ingest") / "images").clear()
         images = rows(TRAIN, "train", split="train") + rows(test, "test", split="test")
         for index in range(0, len(images), 50):
@@ -109,7 +111,7 @@ def test_the_measurement_is_named_and_repeatable(measure):
 
 def test_n_is_the_size_of_the_smallest_set(measure):
     assert measure(FRESH[:25])[0]["n"] == 25
-    assert measure(FRESH, "evaluate.n=1000", test=TEST[:30])[0]["n"] == 30
+    assert measure(FRESH, "evaluate.images=1000", test=TEST[:30])[0]["n"] == 30
 
 
 def test_figures_that_too_few_images_forbid_are_absent_and_said(measure, capsys):

@@ -13,13 +13,13 @@ from diffusers import AutoencoderKL, schedulers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines.generator.components.conditioner import Conditioner
-from pipelines.generator.components.encoder import Encoder
-from pipelines.generator.components.pixels import Pixels
-from pipelines.generator.denoiser import build
+from pipelines.generator.denoiser.network import build
+from pipelines.generator.denoiser.objective import process
 from pipelines.generator.export import assemble, load_pipeline, save_pipeline, verify
-from pipelines.generator.objective import process
-from pipelines.settings import Condition, Denoiser, Objective
+from pipelines.generator.settings import Condition, Denoiser, Objective
+from pipelines.generator.standalone.conditioner import Conditioner
+from pipelines.generator.standalone.image_encoder import Encoder
+from pipelines.generator.standalone.pixel_vae import Pixels
 
 LABELS = ["Effusion", "Mass"]
 ALONE = """

@@ -1,0 +1,74 @@
+"""A source's masks, files or run lengths, as one map of numbers beside the image: 0, or 1, 2, … in the card's order."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cluster.errors import UserError
+from pipelines.data.image.clean import square
+from pipelines.data.image.decode import Decoded
+from pipelines.data.image.picture import Refused
+
+FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP")
+BRIGHT = 127  # masks that are JPEG have all grays; above this they mean the structure
+
+
+def label_map(masks: Sequence[dict[str, Any]], names: Sequence[str], decoded: Decoded,
+              read: Callable[[str], bytes]) -> np.ndarray:
+    """The masks of one image, cut and resized as the image was.
+
+    Args:
+        masks: Structs of the manifest (name, and path or rle); where two overlap the later one counts.
+        names: All structures of the source; the first has the number 1.
+        decoded: The image.
+        read: From a mask's path to its file.
+
+    Returns:
+        uint8 of the image's shape.
+
+    Raises:
+        Refused: bad_mask.
+    """
+    labels = np.zeros_like(decoded.image)
+    original = decoded.width, decoded.height
+    for mask in masks:
+        content = b"" if mask["path"] is None else _read(mask, read)
+        try:
+            where = _runs(mask["rle"], *original) if mask["rle"] is not None else _bright(content)
+        except Exception as error:  # Pillow's readers and numpy raise many kinds
+            raise Refused("bad_mask", f"{mask['name']} {mask['path'] or 'run lengths'}: {error}") from error
+        labels[square(where, original, decoded.box, len(labels)) > BRIGHT] = names.index(mask["name"]) + 1
+    return labels
+
+
+def _read(mask: dict[str, Any], read: Callable[[str], bytes]) -> bytes:
+    try:
+        return read(mask["path"])
+    except (FileNotFoundError, PermissionError) as error:
+        raise Refused("bad_mask", f"{mask['name']} {mask['path']}: {error}") from error
+
+
+def _bright(content: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    gray = np.asarray(image.convert("L"))
+    most = int(gray.max())
+    level = most / 2 if most <= BRIGHT and image.format != "JPEG" else BRIGHT  # masks of 0 and 1 are usual, too
+    return Image.fromarray((gray > level) * np.uint8(255))
+
+
+def _runs(text: str, width: int, height: int) -> Image.Image:
+    """SIIM-ACR's run lengths: pairs of gap and length, down the columns, each gap from the end of the run before."""
+    numbers = np.array(text.split(), np.int64).reshape(-1, 2)
+    stops = numbers.sum(1).cumsum()
+    if len(stops) and (numbers.min() < 0 or stops[-1] > width * height):
+        raise UserError(f"runs up to {stops[-1]} of {width * height} pixels")
+    changes = np.zeros(width * height + 1, np.int8)
+    np.add.at(changes, stops - numbers[:, 1], 1)
+    np.add.at(changes, stops, -1)
+    inside = changes[:-1].cumsum(dtype=np.int32) > 0
+    return Image.fromarray((inside.reshape(width, height).T * np.uint8(255)).copy())

@@ -1,0 +1,214 @@
+"""What all published data sets have in common: files below `data.root`, tables beside them, a card that says whose.
+
+A module of `sources` describes one set with a `Card` and a function `images(tree, settings)` that yields one `Image`
+per picture, from the owner's own layout and tables. `Published` makes a source of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from cluster.errors import UserError
+from pipelines.data.files import PICTURES, connect, contents_hash, fair_draw, listing, read_image
+from pipelines.data.settings import Data
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipelines.data.image.decode import Decoded
+    from pipelines.data.image.picture import Picture
+
+
+@dataclass(frozen=True)
+class Card:
+    """Whose a set is and how to come by it."""
+
+    title: str
+    images: int  # that the owner hands out
+    where: str  # the owner's page
+    licence: str
+    citation: str
+    sign: str | None = None  # what a user must sign or be trained in, if anything
+    masks: tuple[str, ...] = ()  # names of the values 1, 2, … of a mask
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One structure's mask: an image file whose bright pixels are the structure, or run lengths."""
+
+    name: str  # one of the card's
+    path: str | None = None  # relative to the root
+    rle: str | None = None  # the owner's run-length text, where there is no file
+
+
+@dataclass(frozen=True)
+class Image:
+    """One picture as its owner describes it; what is unknown is None or left out."""
+
+    path: str  # relative to the root
+    patient: str | None = None  # None: the set tells nothing, and each image counts as a patient of its own
+    study: str | None = None
+    view: str | None = None  # PA, AP, LATERAL, or another name of the owner's
+    labels: Iterable[str] = ()  # stated as present
+    uncertain: Iterable[str] = ()  # mentioned, but neither stated nor denied
+    split: str | None = None  # train, val or test, where the owner has an official one
+    masks: tuple[Mask, ...] = ()
+
+
+class Findings(TypedDict, total=False):
+    """What a row of a label table says: these fields of an `Image`."""
+
+    labels: list[str]
+    uncertain: list[str]
+
+
+class Tree:
+    """The files and tables below one root, listed once."""
+
+    def __init__(self, root: str, card: Card) -> None:
+        self.root, self.card, self.folder = root, card, connect(root)
+
+    @cached_property
+    def files(self) -> dict[str, int]:
+        """Bytes of every file that is not hidden, by path relative to the root, in order of path.
+
+        Raises:
+            UserError: the root is not there, or not readable.
+        """
+        try:
+            return listing(self.root)
+        except ValueError as error:
+            raise UserError(f"{error} ({self.card.title} is given out at {self.card.where})") from error
+
+    @cached_property
+    def pictures(self) -> list[str]:
+        """Paths of all image files."""
+        return [path for path in self.files if path.lower().endswith(PICTURES)]
+
+    @cached_property
+    def by_name(self) -> dict[str, str]:
+        """Path of every image file by its name, for sets whose tables name files and not folders."""
+        return {path.rsplit("/", 1)[-1]: path for path in self.pictures}
+
+    def find(self, *names: str) -> str:
+        """The path of the first file, wherever below the root, that has one of these names (or ends of paths).
+
+        Raises:
+            UserError: there is none; the message says where the owner gives the set out.
+        """
+        for name in names:
+            for path in self.files:
+                if path == name or path.endswith("/" + name):
+                    return path
+        raise self.missing(" or ".join(names))
+
+    def has(self, *names: str) -> bool:
+        """Whether `find` would find one of these, for tables that not every release of a set has."""
+        return any(path == name or path.endswith("/" + name) for name in names for path in self.files)
+
+    def table(self, *names: str, **options: Any) -> Iterator[dict[str, str]]:
+        """Rows of the first of these CSV files (gzip or not) that is there, each a dict of texts; blanks are "".
+
+        Raises:
+            UserError: there is none, or it is no table.
+        """
+        from pyarrow import ArrowInvalid
+
+        path = self.find(*names)
+        try:
+            table = read_csv(self.folder.read(path), gzipped=path.endswith(".gz"), **options)
+        except ArrowInvalid as error:
+            raise UserError(f"{self.root}/{path} is no table: {error}") from error
+        for batch in table.to_batches():
+            yield from batch.to_pylist()
+
+    def column(self, row: dict[str, str], name: str, table: str) -> str:
+        """A cell.  Raises UserError naming the column where the owner's table has it not."""
+        if name not in row:
+            raise UserError(f"{self.root}: {table} has no column {name!r}; it has {', '.join(row)}")
+        return row[name]
+
+    def missing(self, what: str) -> UserError:
+        return UserError(f"data.root={self.root!r} holds no {what} of {self.card.title}, which is given out at "
+                          f"{self.card.where}")
+
+
+def read_csv(content: bytes, *, gzipped: bool = False, delimiter: str = ",") -> pa.Table:
+    """A CSV file with every column as text."""
+    import gzip
+
+    import pyarrow as pa
+    from pyarrow import csv
+
+    packed = gzipped and content[:2] == b"\x1f\x8b"  # pyarrow's input stream has unpacked what is called .gz
+    content = gzip.decompress(content) if packed else content
+    names = csv.open_csv(pa.BufferReader(content), parse_options=_parse(delimiter)).schema.names  # its first block
+    return csv.read_csv(
+        pa.BufferReader(content),
+        parse_options=_parse(delimiter),
+        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+    )
+
+
+def _parse(delimiter: str) -> Any:
+    from pyarrow import csv
+
+    return csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+
+
+class Published:
+    """A source made of a card, a function that reads the owner's layout, and a reader of the owner's own format."""
+
+    def __init__(self, card: Card, images: Callable[[Tree, Data], Iterable[Image]],
+                 read: Callable[[bytes, Data], Picture] | None = None) -> None:
+        self.card, self._images, self._read = card, images, read
+        self.name = images.__module__.rsplit(".", 1)[-1]
+
+    def contents(self, settings: Data) -> str:
+        """Hash of all relative paths and sizes."""
+        return contents_hash(self._tree(settings).files)
+
+    def manifest(self, settings: Data, seed: int) -> pa.Table:
+        """One row per image that is there.
+
+        Raises:
+            UserError: the set is not there, or only its tables are.
+        """
+        import pyarrow as pa
+
+        from pipelines.tables.schemas import MANIFEST
+
+        tree = self._tree(settings)
+        once: dict[str, Image] = {}  # some owners' lists name a file twice
+        for image in self._images(tree, settings):
+            once.setdefault(image.path, image)
+        rows = [self._row(tree, image) for image in once.values() if image.path in tree.files]
+        if not rows:
+            raise tree.missing("image")
+        rows.sort(key=lambda row: row["path"])
+        rows = [rows[k] for k in fair_draw([row["path"] for row in rows], settings.images)]
+        return pa.Table.from_pylist(rows, schema=MANIFEST)
+
+    def load(self, row: Mapping[str, Any], settings: Data, **options: Any) -> Decoded:
+        root = self._root(settings)
+        return read_image(root, row["uri"][len(root) + 1 :], row, settings, self.card.masks, read=self._read, **options)
+
+    def _row(self, tree: Tree, image: Image) -> dict[str, Any]:
+        return {
+            "source": self.name, "uri": f"{tree.root}/{image.path}", "path": image.path,
+            "patient_id": image.patient or image.path, "study_id": image.study, "view": image.view,
+            "labels": list(image.labels), "uncertain": list(image.uncertain), "split": image.split,
+            "masks": [{"name": m.name, "path": m.path, "rle": m.rle} for m in image.masks],
+        }
+
+    def _root(self, settings: Data) -> str:
+        if not settings.root:
+            raise UserError(f"data={self.name.replace('_', '-')} needs data.root=PATH; {self.card.title} is given out "
+                             f"at {self.card.where}" + (f" ({self.card.sign})" if self.card.sign else ""))
+        return settings.root.rstrip("/")
+
+    def _tree(self, settings: Data) -> Tree:
+        return Tree(self._root(settings), self.card)

@@ -1,0 +1,86 @@
+"""Settings of the data: where images come from, and what they become."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from omegaconf import MISSING
+
+from cluster.errors import UserError
+from cluster.storage import absolute, overlaps
+from pipelines.graph.fields import execution, fraction, positive, require
+from pipelines.graph.settings import refuse_password
+
+
+@dataclass
+class Data:
+    """Where images come from and what they become."""
+
+    source: str = MISSING
+    """Module of pipelines.data.sources that reads the set."""
+    root: str | None = execution(None)
+    """Folder of the images, or its URI; moving it changes nothing."""
+    subset: str | None = None
+    """Which of the sets that a source holds, where it holds several."""
+    size: int = 64
+    """Side of the square images, in pixels."""
+    images: int | None = None
+    """How many to take, drawn fairly; null: all. The phantom has no end of them."""
+    patient_regex: str | None = None
+    """Its groups (or whole match) in the relative path name the patient."""
+    sets: list[str] | None = None
+    """Of a mix, those to take; null: all."""
+    deduplicate: bool = True
+    """Move copies of a picture to quarantine."""
+    near_duplicates: int | None = 10
+    """Of 256 bits of perceptual hash, so many may differ between copies; null: equal files only."""
+    frontal: bool = False
+    """Take frontal views only, by what the set tells, else by aspect and symmetry."""
+    crop_border: bool = True
+    """Leave out uniform borders: collimation, frames, padding."""
+    fit: Literal["crop", "pad"] = "crop"
+    """The centre square (crop), or all of the picture on black (pad)."""
+    erase_text: bool = False
+    """Replace bright letters and lead markers near the edges by their ground."""
+    val_fraction: float = 0.1
+    """Share of patients for val, where the source has no split of its own."""
+    test_fraction: float = 0.1
+    """Share of patients for test, where the source has no split of its own."""
+    min_side: int = 16
+    """Smaller images, in pixels, go to quarantine."""
+    max_pixels: int = 200_000_000
+    """Larger images (decompression bombs) go to quarantine."""
+    max_bad_fraction: float = execution(0.2)
+    """A larger share of bad images stops the run."""
+    shard_rows: int = 512
+    """Images in a file of a table."""
+
+    def __post_init__(self) -> None:
+        if self.root:
+            self.root = absolute(self.root)
+
+    def check(self) -> None:
+        positive("data", self, "images", "min_side", "max_pixels", "shard_rows")
+        fraction("data", self, "val_fraction", "test_fraction", "max_bad_fraction")
+        refuse_password("data.root", self.root or "")
+        require(self.near_duplicates is None or 0 <= self.near_duplicates <= 16, "data.near_duplicates",
+                self.near_duplicates, "must be between 0 and 16 (bits), or null")
+        require(16 <= self.size <= 2048 and self.size % 4 == 0, "data.size", self.size,
+                "must be a multiple of 4 from 16 to 2048 (pixels)")
+        require(self.val_fraction + self.test_fraction < 1, "data.val_fraction + data.test_fraction",
+                self.val_fraction + self.test_fraction, "must leave patients to train on (below 1)")
+        if self.patient_regex is not None:
+            try:
+                re.compile(self.patient_regex)
+            except re.error as error:
+                raise UserError(f"data.patient_regex={self.patient_regex!r} is no regular expression: {error}") \
+                    from error
+
+    def check_with(self, settings: Any) -> None:
+        """Raise UserError where results would lie among the raw images, or the other way round."""
+        run = f"{settings.storage}/{settings.name}"
+        if self.root and overlaps(run, self.root):
+            raise UserError(f"data.root={self.root!r} and the results in {run!r} lie in one another; choose another "
+                            "storage= or name=")

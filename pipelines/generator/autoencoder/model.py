@@ -1,0 +1,85 @@
+"""Autoencoders: built or loaded, and what they make of images and of latents."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, ModelMixin
+from torch import Tensor
+
+from cluster.errors import UserError
+from cluster.session import device
+from cluster.storage import Folder
+from pipelines.generator.settings import Autoencoder
+from pipelines.generator.standalone.pixel_vae import Pixels
+from pipelines.learning.precision import autocast, to_device
+from pipelines.learning.weights import load_model
+
+
+def build(settings: Autoencoder, size: int) -> AutoencoderKL:
+    """A one-channel AutoencoderKL that halves the side at every level but the last."""
+    levels = len(settings.channels)
+    return AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        latent_channels=settings.latent_channels,
+        block_out_channels=settings.channels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=size,
+        scaling_factor=1.0,
+    )
+
+
+@torch.no_grad()
+def set_statistics(model: ModelMixin, images: np.ndarray, batch: int) -> None:
+    """Store the mean and deviation of every latent channel, by which the generator's latents are normalised.
+
+    Those of the latents as they are drawn, with the width of their posteriors.
+    """
+    with autocast():
+        posteriors = [model.encode(in_range(images[i : i + batch], model)).latent_dist
+                      for i in range(0, len(images), batch)]
+    means, widths = (torch.cat([getattr(p, name).float() for p in posteriors]) for name in ("mean", "var"))
+    deviation = (means.var((0, 2, 3)) + widths.mean((0, 2, 3))).sqrt()
+    model.register_to_config(latents_mean=means.mean((0, 2, 3)).tolist(), latents_std=deviation.tolist(),
+                             scaling_factor=1.0, sample_size=images.shape[-1])
+
+
+@torch.no_grad()
+def reconstruct(model: ModelMixin, images: np.ndarray) -> Tensor:
+    """Posterior-mean reconstructions, floats in [0, 1] (B, 1, H, W) on the host."""
+    with autocast():
+        return pictures(model, model.encode(in_range(images, model)).latent_dist.mean)
+
+
+@torch.no_grad()
+def pictures(model: ModelMixin, latents: Tensor) -> Tensor:
+    """What latents (B, c, h, w) on the model's device show, floats in [0, 1] (B, 1, H, W) on the host."""
+    with autocast():
+        decoded = model.decode(latents).sample
+    return (decoded.float().mean(1, keepdim=True) / 2 + 0.5).clamp(0, 1).cpu()
+
+
+def load_autoencoder(folder: Folder) -> ModelMixin:
+    config = (folder / "model").read_json("config.json") or {}
+    return load_model(folder, Pixels if config.get("_class_name") == Pixels.__name__ else AutoencoderKL)
+
+
+def make_model(settings: Autoencoder, size: int) -> ModelMixin:
+    if settings.space == "pixel":
+        return Pixels(sample_size=size)
+    if not settings.pretrained:
+        return build(settings, size)
+    try:
+        return AutoencoderKL.from_pretrained(settings.pretrained)
+    except OSError as error:
+        raise UserError(f"autoencoder.pretrained={settings.pretrained}: {error}") from error
+
+
+def in_range(images: np.ndarray, model: ModelMixin) -> Tensor:
+    """uint8 (B, 1, H, W) on the host to floats in [-1, 1] on the device, with the model's number of channels."""
+    return (to_device(images, device()) * 2 - 1).expand(-1, model.config.in_channels, -1, -1)

@@ -1,0 +1,136 @@
+"""The network that training shards: a diffusers UNet or DiT, and the conditioner that feeds it."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import ModelMixin, PixArtTransformer2DModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+from cluster.errors import UserError
+from pipelines.generator.settings import Condition
+from pipelines.generator.settings import Denoiser as DenoiserSettings
+from pipelines.generator.standalone.conditioner import Conditioner
+
+Latent = tuple[int, int, int]  # channels, height, width
+
+
+class Denoiser(nn.Module):
+    """Network and conditioner as one module, so that one engine holds all trained parameters."""
+
+    def __init__(self, network: ModelMixin, conditioner: Conditioner) -> None:
+        super().__init__()
+        self.network, self.conditioner = network, conditioner
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, given: dict[str, Tensor], drop: dict[str, Tensor]) -> Tensor:
+        """Prediction (B, c, h, w) for noisy latents (B, c, h, w) and timesteps (B,).
+
+        Args:
+            given, drop: as `Conditioner.forward` takes them.
+        """
+        tokens = self.conditioner(given, drop).expand(len(noisy), -1, -1)
+        return self.network(self.conditioner.beside(noisy, given, drop), timestep=timesteps,
+                            encoder_hidden_states=tokens.to(noisy.dtype)).sample
+
+
+def build(settings: DenoiserSettings, condition: Condition, latent: Latent, shapes: dict[str, tuple[int, ...]],
+          labels: list[str]) -> Denoiser:
+    """A denoiser with fresh weights.
+
+    Args:
+        latent: of one image.
+        shapes: of one image's conditions as the latents table holds them; the embedding is always there.
+        labels: known names, in the order of the multi-hot columns.
+
+    Raises:
+        UserError: the patches of a DiT do not fill the latent.
+    """
+    conditioner = Conditioner(
+        settings.cross_attention_dim, *shapes["embedding"], embedding_tokens=condition.embedding_tokens,
+        patch_tokens=shapes["patches"][0] if condition.patches else 0,
+        labels=labels if condition.labels else [],
+        mask_channels=shapes["mask"][0] if condition.mask else 0,
+    )
+    network = {"unet": unet, "dit": dit}[settings.architecture]
+    return Denoiser(network(settings, latent, latent[0] + conditioner.config.mask_channels), conditioner)
+
+
+def unet(settings: DenoiserSettings, latent: Latent, inputs: int) -> UNet2DConditionModel:
+    down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in settings.attention)
+    up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(settings.attention))
+    return UNet2DConditionModel(
+        sample_size=latent[1],
+        in_channels=inputs,
+        out_channels=latent[0],
+        block_out_channels=tuple(settings.channels),
+        down_block_types=down,
+        up_block_types=up,
+        layers_per_block=settings.layers,
+        attention_head_dim=tuple(max(c // settings.head_dim, 1) for c in settings.channels),  # the number of heads
+        norm_num_groups=settings.norm_groups,
+        cross_attention_dim=settings.cross_attention_dim,
+    )
+
+
+def dit(settings: DenoiserSettings, latent: Latent, inputs: int) -> PixArtTransformer2DModel:
+    channels, side, _ = latent
+    if side % settings.patch:
+        raise UserError(f"denoiser.patch={settings.patch} does not divide the side of the latents, {side}")
+    model = PixArtTransformer2DModel(
+        sample_size=side,
+        in_channels=inputs,
+        out_channels=channels,
+        patch_size=settings.patch,
+        num_layers=settings.layers,
+        num_attention_heads=settings.width // settings.head_dim,
+        attention_head_dim=settings.head_dim,
+        cross_attention_dim=settings.cross_attention_dim,
+        use_additional_conditions=False,
+    )
+    _initialise(model)
+    return model
+
+
+def _initialise(model: PixArtTransformer2DModel) -> None:
+    """Weights as PixArt-alpha starts them, which diffusers leaves to checkpoints: what cross-attention and the last
+    layer add is zero at first (Chen et al. 2023, arXiv 2310.00426)."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.xavier_uniform_(model.pos_embed.proj.weight.view(model.inner_dim, -1))
+    embedder = model.adaln_single.emb.timestep_embedder
+    for layer in (embedder.linear_1, embedder.linear_2, model.adaln_single.linear):
+        nn.init.normal_(layer.weight, std=0.02)
+    for layer in (model.proj_out, *(block.attn2.to_out[0] for block in model.transformer_blocks)):
+        nn.init.zeros_(layer.weight)
+
+
+def compile_blocks(network: ModelMixin) -> None:
+    """torch.compile for each repeated block alone: the gain of the whole at a tenth of the wait."""
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.resnet import ResnetBlock2D
+
+    torch._dynamo.config.recompile_limit = 128  # blocks of one class and of different sizes share one cache
+    for module in network.modules():
+        if isinstance(module, BasicTransformerBlock | ResnetBlock2D):
+            module.compile(dynamic=False)
+
+
+def training_flops(denoiser: Denoiser, latent: Latent) -> int:
+    """Floating-point operations of one image in one training step: forward, and twice that backward.
+
+    Counted by torch on tensors without content; a multiplication and an addition are two.
+    """
+    import copy
+
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ghost = copy.deepcopy(denoiser).to("meta").requires_grad_(False)
+    shapes = {name: tuple(latent[1] if side < 0 else side for side in shape)
+              for name, shape in ghost.conditioner.shapes.items()}
+    given = {name: torch.zeros(1, *shape, device="meta") for name, shape in shapes.items()}
+    drop = {name: torch.zeros(1, dtype=torch.bool, device="meta") for name in shapes}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ghost(torch.zeros(1, *latent, device="meta"), torch.zeros(1, device="meta"), given, drop)
+    return 3 * counter.get_total_flops()

@@ -1,0 +1,211 @@
+"""Stage `latents`: every clean image encoded once, as posterior mean and log-variance and as a DINO embedding.
+
+Ray Data reads and decodes on CPUs, encodes in an actor pool that keeps the networks loaded, and commits shard by shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.errors import UserError
+from cluster.session import Resources
+from cluster.storage import Folder
+from pipelines.generator.settings import Latents
+from pipelines.graph.stage import Metrics, Stage
+from pipelines.monitor.progress import bar
+from pipelines.tables.images import picture, pixels
+from pipelines.tables.parquet import read_shard, row_count, shard_name, tensors, write_shard
+from pipelines.tables.schemas import latents_schema
+from pipelines.tables.streaming import shard_numbers, stream
+
+KEPT = ("image_id", "patient_id", "labels", "split")
+ACTORS = 8  # without GPUs, at most: each holds both networks and torch
+
+
+def latents(stage: Stage) -> Metrics:
+    """Returns the number of images, images/s, the mean and deviation of each latent channel, and the set's key.
+
+    Raises UserError when the folder holds a part of the latents of other weights.
+    """
+    images, out = stage.input("ingest") / "images", stage.folder
+    key = claim(stage)
+    done = set(out.names(".parquet"))
+    blocks = shard_numbers([int(name[5:10]) for name in images.names(".parquet") if name not in done])
+    encode = Encode(stage.input("autoencoder"), stage.input("encoder"), stage.section(Latents))
+    total = stage.metrics_of("ingest")["images"]
+    with bar("latents", total) as shown:
+        shown.to(sum(row_count(out, name) for name in done))
+        encoding = encode_operator(encode, stage.resources, len(blocks))
+        speed = stream(blocks, [(Read(images, stage.section(Latents).masks), {}), encoding, (Write(out), {})], shown)
+    statistics = channel_statistics(out)
+    assert statistics["images"] == total, f"{statistics['images']} latents of {total} images"
+    return statistics | {"key": key} | ({"images_per_second": speed} if speed else {})
+
+
+def claim(stage: Stage) -> str:
+    """Write down whose latents these are, or see that they are the same as before.
+
+    Returns:
+        The key of the set: a hash of both networks' weights and of the images they encode, which stand for the
+        preprocessing and the size.
+    """
+    told = hashlib.sha256(stage.record_of("ingest")["fingerprint"].encode())
+    for network in ("autoencoder", "encoder"):
+        model = stage.input(network) / "model"
+        for name in model.names():
+            told.update(hashlib.sha256(model.read(name)).digest())
+    key = told.hexdigest()[:16]
+    claimed = stage.folder.read_json("key.json") or {"key": key}
+    if claimed["key"] != key:
+        raise UserError(f"{stage.folder.uri} was begun as latents of other weights (key {claimed['key']}, not {key}): "
+                         f"what lies in {stage.input('autoencoder').uri} or {stage.input('encoder').uri} was replaced; "
+                         "remove the folder to have all images encoded anew")
+    stage.folder.write_json("key.json", {"key": key})
+    return key
+
+
+def channel_statistics(out: Folder) -> Metrics:
+    """Number and shape of the latents, mean and deviation of each channel; one shard in memory at a time."""
+    count, shape, total, squares = 0, [], np.zeros(1), np.zeros(1)
+    for name in out.names(".parquet"):
+        values = tensors(read_shard(out, name, ["latent_mean"]), "latent_mean").astype(np.float64)
+        if len(values):
+            count, shape = count + len(values), list(values.shape[1:])
+            total = total + values.sum((0, 2, 3))
+            squares = squares + np.square(values).sum((0, 2, 3))
+    each = max(count, 1) * int(np.prod(shape[1:]))
+    mean = total / each
+    deviation = np.sqrt(np.maximum(squares / each - mean**2, 0))
+    return {"images": count, "shape": shape, "channel_mean": mean.round(4).tolist(),
+            "channel_std": deviation.round(4).tolist()}
+
+
+def encode_operator(encode: Encode, resources: Resources, shards: int) -> tuple[Any, dict[str, Any]]:
+    """One actor per GPU; without GPUs one per core or two, which wait for no thread of their own; none without a shard.
+
+    Such an actor reserves half of its cores: Ray Data needs the others to read and to write.
+    """
+    from ray.data import ActorPoolStrategy
+
+    actors = max(1, min(resources.gpus or min(resources.cpus, ACTORS), shards))
+    threads = None if resources.gpus else resources.cpus_each(actors)
+    reserved = {"num_gpus": 1, "num_cpus": 1} if threads is None else {"num_cpus": threads / 2}
+    return Encoding, {"compute": ActorPoolStrategy(size=actors), "fn_constructor_args": (encode, threads),
+                      "ray_remote_args_fn": _give_up_after_3, **reserved}
+
+
+def _give_up_after_3() -> dict[str, int]:
+    return {"max_task_retries": 3}  # Ray Data's default is to try a shard that kills its actor for ever
+
+
+class Read:
+    """Ray Data operator: the number of a shard to its decoded images, and masks where wanted, uint8."""
+
+    def __init__(self, images: Folder, masks: int) -> None:
+        self.images, self.masks = images, masks
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        index = block["shard"][0].as_py()
+        table = read_shard(self.images, shard_name(index), ["image", *KEPT, *(["mask"] if self.masks else [])])
+        decoded = pixels(table)
+        flat = pa.array([image.tobytes() for image in decoded], pa.binary())
+        side = pa.array([decoded.shape[-1]] * len(decoded), pa.int32())
+        shard = pa.array([index] * len(decoded), pa.int32())
+        kept = table.select(KEPT)
+        if self.masks:
+            maps = [None if mask["bytes"].as_py() is None else picture(mask).tobytes() for mask in table["mask"]]
+            kept = kept.append_column("mask", pa.array(maps, pa.binary()))
+        return kept.append_column("pixels", flat).append_column("side", side).append_column("shard", shard)
+
+
+class Encode:
+    """What an encoding actor needs to start: where the networks are, and what to keep of them."""
+
+    def __init__(self, autoencoder: Folder, encoder: Folder, settings: Latents) -> None:
+        self.autoencoder, self.encoder, self.settings = autoencoder, encoder, settings
+
+
+class Encoding:
+    """Ray Data actor: decoded images to latents (posterior mean and log-variance), embeddings and what else is kept."""
+
+    def __init__(self, encode: Encode, threads: int | None) -> None:
+        import torch
+
+        from cluster.session import device, use_cores
+        from pipelines.generator.autoencoder.model import load_autoencoder
+        from pipelines.generator.encoder.vit import load_encoder
+
+        use_cores(threads)
+        layout = torch.channels_last
+        self.autoencoder = load_autoencoder(encode.autoencoder).to(device(), memory_format=layout)
+        self.encoder = load_encoder(encode.encoder).to(device())
+        self.settings, self.batch = encode.settings, encode.settings.batch
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        side = block["side"][0].as_py()
+        images = np.stack([np.frombuffer(row.as_py(), np.uint8) for row in block["pixels"]]).reshape(-1, 1, side, side)
+        found = self._posteriors(images) | self._embeddings(images)
+        if self.settings.masks:
+            latent = found["latent_mean"].shape[-1]
+            found["mask"] = np.stack([mask_planes(row.as_py(), side, latent, self.settings.masks)
+                                      for row in block["mask"]])
+        table = block.select([*KEPT, "shard"])
+        for name, values in found.items():
+            table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values)))
+        return table
+
+    def _embeddings(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        from pipelines.generator.encoder.vit import embed, embed_patches
+
+        if not self.settings.patch_grid:
+            return {"embedding": embed(self.encoder, images, self.batch).half().numpy()}
+        embedding, patches = embed_patches(self.encoder, images, self.batch, self.settings.patch_grid)
+        return {"embedding": embedding.half().numpy(), "patches": patches.half().numpy()}
+
+    def _posteriors(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        import torch
+
+        from pipelines.generator.autoencoder.model import in_range
+        from pipelines.learning.precision import autocast
+
+        means, logvars = [], []
+        with torch.no_grad(), autocast():
+            for start in range(0, len(images), self.batch):
+                posterior = self.autoencoder.encode(in_range(images[start : start + self.batch], self.autoencoder))
+                means.append(posterior.latent_dist.mean.half())
+                logvars.append(posterior.latent_dist.logvar.half())
+        return {"latent_mean": torch.cat(means).cpu().numpy(), "latent_logvar": torch.cat(logvars).cpu().numpy()}
+
+
+def mask_planes(mask: bytes | None, side: int, latent: int, structures: int) -> np.ndarray:
+    """Share of each structure in the area of each place of the latent: float16 (structures, latent, latent).
+
+    -1 everywhere without a mask.  Raises UserError when the mask knows more structures.
+    """
+    if mask is None:
+        return np.full((structures, latent, latent), -1, np.float16)
+    numbers = np.frombuffer(mask, np.uint8).reshape(side, side)
+    if numbers.max() > structures:
+        raise UserError(f"latents.masks={structures}: there is a mask with the structure {numbers.max()}")
+    planes = numbers == np.arange(1, structures + 1)[:, None, None]
+    step = side // latent
+    return planes.reshape(structures, latent, step, latent, step).mean((2, 4)).astype(np.float16)
+
+
+class Write:
+    """Ray Data operator: commit one encoded shard."""
+
+    def __init__(self, out: Folder) -> None:
+        self.out = out
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        shape = {field.name: tuple(field.type.shape) for field in block.schema
+                 if isinstance(field.type, pa.FixedShapeTensorType)}
+        schema = latents_schema(shape["latent_mean"], shape["embedding"][0], shape.get("patches", (0,))[0],
+                                shape.get("mask", (0,))[0])
+        write_shard(self.out, block["shard"][0].as_py(), block.select(schema.names).cast(schema), replace=False)
+        return pa.table({"rows": [block.num_rows]})

@@ -1,0 +1,248 @@
+"""DeepSpeed: the one module that knows it. ZeRO 0 to 3 behind whole, named tensors.
+
+All state (weights, Adam's moments, the averages) lies in flat fp32 partitions, one set per worker, or in the parameters
+themselves under ZeRO 0. `gather` turns any of them into whole tensors by parameter name and `scatter` does the reverse,
+both through DeepSpeed's own map from parameters to partitions. Checkpoints therefore depend neither on the ZeRO stage
+nor on the number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster.session import device
+from pipelines.generator.settings import Trainer
+from pipelines.generator.training.ema import Ema, squared_norm
+from pipelines.learning.precision import bf16_is_fast
+
+Tensors = dict[str, Tensor]
+MOMENTS = ("exp_avg", "exp_avg_sq")
+BUCKET = 50_000_000  # gradients reduced at a time, at most: 100 MB in bf16
+
+
+class Engine:
+    """A module under training on this worker.  All methods are collectives: every worker calls them."""
+
+    def __init__(self, module: nn.Module, settings: Trainer, world: int) -> None:
+        deepspeed = _import_deepspeed()
+        self.settings, self.world = settings, world
+        self.bf16 = settings.precision == "bf16" and bf16_is_fast()
+        self.fp16 = settings.precision == "fp16" and torch.cuda.is_available()
+        self._clips = settings.zero_stage < 3 and not settings.offload and not self.fp16
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        parameters = list(module.parameters())
+        self._adam = torch.optim.AdamW(parameters, settings.lr, (0.9, settings.beta2),
+                                       weight_decay=settings.weight_decay, fused=True)
+        config = self._config(sum(p.numel() for p in parameters))
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=self._adam, config=config)
+        self._named = [(names[id(parameter)], parameter) for parameter in self.engine.module.parameters()]
+        zero = self.engine.optimizer
+        flat = {0: lambda: parameters, 3: lambda: zero.fp32_partitioned_groups_flat}.get(
+            settings.zero_stage, lambda: zero.single_partition_of_fp32_groups)()
+        self.partitions: list[Tensor] = [partition.detach() for partition in flat]
+        self._adam_state = [{"step": torch.zeros((), device=partition.device),
+                             **{key: torch.zeros_like(partition) for key in MOMENTS}} for partition in self.partitions]
+        self._adam.state.update(zip(flat, self._adam_state, strict=True))
+        self.emas = [Ema(self.partitions, halflife) for halflife in settings.ema_halflife_images]
+        self._finite = torch.ones((), dtype=torch.bool, device=self.partitions[0].device)
+        self._grad_norm = torch.zeros_like(self._finite, dtype=torch.float32)
+        self._adam.register_step_pre_hook(self._before_adam)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.engine
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add to the gradients; `last` of the losses of one step."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss)
+
+    def step(self, lr: float, batch: int, seen: int, finite: Tensor) -> Tensor:
+        """One optimisation step of a global batch of `batch` images, which makes `seen` in all.
+
+        Weights and moments stay as they are where `finite` (one bool on the device, the same for all workers) does not
+        hold, or the gradient is not finite.  Both are looked at on the device, which is not waited for; under ZeRO-3,
+        offload and fp16 DeepSpeed itself looks at the gradient, and waits.
+
+        Returns:
+            Whether the step was taken, on the device; overflows that fp16's loss scaling is there for do not count.
+        """
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        self._finite = finite
+        self.engine.step()
+        for ema in self.emas:
+            ema.update(batch, seen)
+        taken = self.fp16 or self.engine.was_step_applied()
+        return self._finite if taken else torch.zeros_like(finite)
+
+    def _before_adam(self, adam: torch.optim.Optimizer, *_: Any) -> None:
+        """Clip the gradient to its norm over all workers, and tell fused AdamW whether to change anything at all."""
+        if self._clips:
+            gradients = [p.grad for group in adam.param_groups for p in group["params"] if p.grad is not None]
+            squared = squared_norm(gradients)
+            if self.settings.zero_stage > 0 and self.world > 1:
+                torch.distributed.all_reduce(squared)
+            self._grad_norm = squared.sqrt()
+            torch._foreach_mul_(gradients, (self.settings.grad_clip / (self._grad_norm + 1e-6)).clamp(max=1))
+            self._finite = self._finite & torch.isfinite(self._grad_norm)
+        skip = (~self._finite).to(self.partitions[0].device, torch.float32)
+        adam.found_inf = skip  # type: ignore[attr-defined]
+
+    def state(self) -> dict[str, Tensors]:
+        """All state as whole fp32 tensors on the host: model, averages, exp_avg and exp_avg_sq, each by parameter name.
+
+        On rank 0 only: the other workers get empty tables, for one copy on the host is enough.
+        """
+        parts = {"model": self.partitions, **{ema.name: ema.averages for ema in self.emas},
+                 **{key: [state[key] for state in self._adam_state] for key in MOMENTS}}
+        return {name: self._gather(buffers) for name, buffers in parts.items()}
+
+    def load(self, state: dict[str, Tensors], steps: int, scaler: dict[str, Any]) -> None:
+        """Take over what `state` and `scaler` gave after `steps` steps; the module was built with its weights."""
+        self._scatter(self.partitions, state["model"])
+        for ema in self.emas:
+            self._scatter(ema.averages, state[ema.name])
+        for key in MOMENTS:
+            self._scatter([adam[key] for adam in self._adam_state], state[key])
+        for adam in self._adam_state:
+            adam["step"].fill_(steps)
+        if scaler:
+            vars(self.engine.optimizer.loss_scaler).update(scaler)
+
+    def scaler(self) -> dict[str, Any]:
+        """State of fp16's loss scaling; empty in other precisions."""
+        if not self.fp16:
+            return {}
+        kept = vars(self.engine.optimizer.loss_scaler)
+        return {name: value for name, value in kept.items() if isinstance(value, int | float | bool)}
+
+    def steps(self) -> int:
+        """Optimisation steps taken; those skipped are not counted."""
+        return int(self._adam_state[0]["step"].item())
+
+    def norms(self) -> dict[str, float]:
+        """Of the last step's gradient before clipping, of the weights, and of each average minus the weights in it."""
+        parts = torch.stack([squared_norm(self.partitions), *(ema.distance() for ema in self.emas)]).to(device())
+        if self.settings.zero_stage > 0 and self.world > 1:
+            torch.distributed.all_reduce(parts)
+        weights, *gaps = parts.sqrt().tolist()
+        gradient = self._grad_norm if self._clips else self.engine.get_global_grad_norm()
+        far = {f"{ema.name}_distance": gap / weights for ema, gap in zip(self.emas[1:], gaps[1:], strict=True)}
+        return {"grad_norm": float(gradient), "weight_norm": weights, "ema_distance": gaps[0] / weights, **far}
+
+    def _gather(self, buffers: list[Tensor]) -> Tensors:
+        first = torch.distributed.get_rank() == 0
+        if self.settings.zero_stage == 0:
+            named = zip(self._named, buffers, strict=True) if first else ()
+            return {name: buffer.to("cpu", copy=True) for (name, _), buffer in named}
+        if self.settings.zero_stage == 3:
+            return self._gather_sharded_weights(buffers, first)
+        return self._gather_pieces(buffers, first)
+
+    def _gather_pieces(self, buffers: list[Tensor], first: bool) -> Tensors:
+        """Under ZeRO 1 and 2, with one collective: every worker puts its pieces where they belong in one vector."""
+        [buffer] = buffers  # one parameter group, one partition
+        sizes = [parameter.numel() for _, parameter in self._named]
+        whole = torch.zeros(sum(sizes), device=device())
+        for part, (_, parameter) in zip(whole.split(sizes), self._named, strict=True):
+            if parameter._hp_mapping is not None:
+                there, here = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
+                part.narrow(0, there.start, there.numel).copy_(buffer.narrow(0, here.start, here.numel))
+        if self.world > 1:
+            torch.distributed.reduce(whole, 0)
+        if not first:
+            return {}
+        return {name: part.to("cpu", copy=True).view(parameter.shape)
+                for part, (name, parameter) in zip(whole.split(sizes), self._named, strict=True)}
+
+    def _gather_sharded_weights(self, buffers: list[Tensor], first: bool) -> Tensors:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole: Tensors = {}
+        with self._in_place_of_weights(buffers):
+            for name, parameter in self._named:
+                tensor = safe_get_full_fp32_param(parameter)
+                if first:
+                    whole[name] = tensor.to("cpu", copy=True)
+        return whole
+
+    def _scatter(self, buffers: list[Tensor], tensors: Tensors) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        if self.settings.zero_stage == 0:
+            for (name, _), buffer in zip(self._named, buffers, strict=True):
+                buffer.copy_(tensors[name])
+            return
+        with self._in_place_of_weights(buffers):
+            for name, parameter in self._named:
+                safe_set_full_fp32_param(parameter, tensors[name].to(self.partitions[0].device))
+            if buffers is not self.partitions:
+                torch._foreach_copy_(buffers, self.partitions)
+
+    @contextlib.contextmanager
+    def _in_place_of_weights(self, buffers: list[Tensor]) -> Iterator[None]:
+        """Within the block DeepSpeed sees `buffers` where the fp32 weights are."""
+        if buffers is self.partitions:
+            yield
+            return
+        weights = [partition.clone() for partition in self.partitions]
+        torch._foreach_copy_(self.partitions, buffers)
+        yield
+        torch._foreach_copy_(self.partitions, weights)
+
+    def _config(self, parameters: int) -> dict[str, Any]:
+        """ZeRO-2 by default: a UNet or DiT of up to 1 B parameters fits, and it is the faster of 2 and 3.
+
+        Some of DeepSpeed's habits cost a small model a tenth of its speed and are left out. A lone worker shares its
+        gradients with none, so that stage 2 is stage 1 and needs no bucket to reduce them from. The bucket, allocated
+        anew at every step, is no larger than the model. Norm, overflow and throughput, for which it waits for the
+        device at every step, are not its own where we can do without (`_before_adam`). Its batch size is only told: the
+        loop accumulates, and weighs every worker's share.
+        """
+        settings, alone, cuda = self.settings, self.world == 1, torch.cuda.is_available()
+        sharded = settings.zero_stage > 0
+        zero: dict[str, Any] = {
+            "stage": 1 if alone and settings.zero_stage == 2 and settings.micro_batch is None else settings.zero_stage,
+            "contiguous_gradients": not alone, "overlap_comm": cuda,
+            "reduce_bucket_size": min(parameters, BUCKET)}
+        if settings.zero_stage == 3:
+            zero |= {"stage3_param_persistence_threshold": settings.zero3_persistence, "sub_group_size": 10**12}
+        if settings.offload:
+            zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": cuda}}
+        if self._clips and sharded:
+            zero |= {"compute_grad_norm": False}
+        return {
+            "train_batch_size": self.world,
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_clipping": 0.0 if self._clips else settings.grad_clip,
+            "bf16": {"enabled": sharded and self.bf16, "check_grad_overflow": not self._clips},
+            "fp16": {"enabled": self.fp16},
+            "torch_autocast": {"enabled": not sharded and self.bf16, "dtype": "bfloat16"},
+            "timers": {"throughput": {"enabled": False}},
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 10**9,
+        }
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, made quiet, with its communication up."""
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    # Else DeepSpeed compiles a C++ extension on the first run of a machine without GPUs: 40 s, 3 GiB, and g++.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+                               auto_mpi_discovery=False, verbose=False)
+    return deepspeed

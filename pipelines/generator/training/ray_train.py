@@ -1,0 +1,183 @@
+"""Stage `train`: Ray Train runs a DeepSpeed worker per GPU over cached latents; the one module that knows Ray Train."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from cluster import scratch
+from cluster.errors import UserError
+from cluster.session import cores, use_cores
+from cluster.storage import Folder
+from cluster.tasks import IsolatedTask
+from pipelines.generator.training import checkpoint, validate
+from pipelines.generator.training.checkpoint import Cursor
+from pipelines.generator.training.deepspeed import Engine, Tensors
+from pipelines.generator.training.loop import Job, learn
+from pipelines.graph.stage import Stage
+from pipelines.monitor.progress import say
+
+WORST = 1e30  # of a checkpoint that is not measured: Ray would take it for the best, and delete those that are
+WRITING = threading.Semaphore()  # held by rank 0 while a checkpoint is written
+VALIDATION_SECONDS = 3600.0  # a validation that cannot start or end holds up the next, and keeps its checkpoint
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
+
+
+def _name(folder: Folder) -> str:
+    return Path(folder.path).name
+
+
+def _fit(job: Job, stage: Stage) -> Folder:
+    """Run the workers to the end.  Returns the last checkpoint."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    trainer, resources = stage.settings.trainer, stage.resources
+    wanted, there = trainer.workers, resources.gpus or resources.cpus
+    if (trainer.min_workers or wanted) > there:
+        raise UserError(f"trainer.workers={wanted}: the cluster has {there} {'GPUs' if resources.gpus else 'CPUs'}")
+    checkpoints = stage.folder / "checkpoints"
+    result = TorchTrainer(
+        work,
+        train_loop_config={"job": job, "earlier": earlier_checkpoint(checkpoints)},
+        scaling_config=ScalingConfig(
+            num_workers=(trainer.min_workers, wanted) if trainer.min_workers else wanted,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker=None if resources.gpus else {"CPU": resources.cpus_each(wanted)},
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=stage.folder.path,
+            storage_filesystem=None if stage.folder.is_local else stage.folder.filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=trainer.keep_checkpoints,
+                                               checkpoint_score_attribute=trainer.best, checkpoint_score_order="min"),
+            failure_config=FailureConfig(max_failures=trainer.max_failures),
+        ),
+        validation_config=_validation(job, stage),
+    ).fit()
+    if result.return_value is not None:
+        raise FloatingPointError(result.return_value)
+    last = checkpoint.newest_whole(checkpoints)
+    assert last is not None, "training ends with a checkpoint"
+    if stage.settings.validate.images and not validate.of(stage.folder, checkpoint.images_of(_name(last))):
+        say("train: the last checkpoint could not be validated")
+    return last
+
+
+def _validation(job: Job, stage: Stage) -> Any:
+    """How Ray Train has checkpoints measured in a task beside the workers: on a GPU where one is free, else on CPUs."""
+    from ray.train import ValidationConfig
+
+    if not stage.settings.validate.images:
+        return None
+    there = stage.resources.gpus
+    spare = there > stage.settings.trainer.workers
+    hidden = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}} if there and not spare else {}
+    measure = IsolatedTask(
+        "pipelines.generator.training.ray_train:validate_beside", {"num_gpus": int(spare), "num_cpus": 0, **hidden},
+        {"job": job, "autoencoder": stage.input("autoencoder"), "encoder": stage.input("encoder"),
+         "all_cores": bool(hidden)})
+    return ValidationConfig(measure, ray_remote_kwargs={"num_cpus": 0})
+
+
+def validate_beside(ray_checkpoint: Any, frechet: bool, job: Job, all_cores: bool, **inputs: Folder) \
+        -> dict[str, float]:
+    """Measure a checkpoint that Ray Train was given."""
+    if all_cores:
+        use_cores()
+    return validate.validate(job, folder=job.folder / "checkpoints" / Path(ray_checkpoint.path).name, frechet=frechet,
+                             **inputs)
+
+
+def earlier_checkpoint(checkpoints: Folder) -> Folder | None:
+    """The newest whole checkpoint where Ray's own list of them is missing or was cut off while it was written.
+
+    Ray writes that list in place, and refuses to start on half of one; it is then removed.
+    """
+    try:
+        if checkpoints.read_json(SNAPSHOT) is not None:
+            return None
+    except RuntimeError:
+        checkpoints.remove(SNAPSHOT)
+    return checkpoint.newest_whole(checkpoints)
+
+
+def work(config: dict[str, Any]) -> str | None:
+    """One worker of Ray Train.  Returns why it stopped before the end, or None."""
+    import ray.train
+
+    job: Job = config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if job.settings.trainer.offload:
+        use_cores(max(cores() // context.get_local_world_size(), 1))  # AdamW works on the host
+    if context.get_local_rank() == 0:
+        scratch.sweep(job.folder)
+    state, cursor = _last_checkpoint(job, config["earlier"])
+    return learn(job, rank, world, state, cursor, functools.partial(_save, job, rank), _leaving)
+
+
+def _leaving() -> bool:
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
+
+
+def _last_checkpoint(job: Job, earlier: Folder | None) -> tuple[dict[str, Tensors], Cursor]:
+    import ray.train
+
+    if last := ray.train.get_checkpoint():
+        with last.as_directory() as folder:
+            return checkpoint.load(Path(folder), job.fingerprint)
+    if earlier:
+        with tempfile.TemporaryDirectory() as folder:
+            earlier.download(folder)
+            return checkpoint.load(Path(folder), job.fingerprint)
+    return {}, Cursor(0, 0, job.fingerprint)
+
+
+def _save(job: Job, rank: int, engine: Engine, cursor: Cursor, since: int) -> None:
+    """Every worker calls this: gathering and reporting are collectives.  Writing goes on beside the training.
+
+    `since` are the images at the checkpoint before.
+    """
+    import ray.train
+    from ray.train import Checkpoint, CheckpointUploadMode
+    from ray.train.v2.api.validation_config import ValidationTaskConfig
+
+    trainer, settings = job.settings.trainer, job.settings.validate
+    if rank == 0:
+        WRITING.acquire()  # else the states of checkpoints that are slow to write would fill the memory
+    state = engine.state()
+
+    def due(every: int | None) -> bool:
+        return cursor.images == trainer.images or every is None or since // every != cursor.images // every
+
+    aside = scratch.staging_dir(job.folder) if rank == 0 else None  # Ray deletes it in the end
+    task = ValidationTaskConfig(fn_kwargs={"frechet": settings.frechet_images > 0 and due(settings.frechet_every)},
+                                timeout_s=VALIDATION_SECONDS)
+    milestone = trainer.milestone_every is not None and due(trainer.milestone_every)
+    unmeasured = {trainer.best: WORST} if trainer.best else {}
+    ray.train.report({"images": cursor.images, **unmeasured}, Checkpoint(aside) if aside else None,
+                     checkpoint_dir_name=checkpoint.name(cursor.images),
+                     checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+                     checkpoint_upload_fn=functools.partial(_write, job.folder, state, cursor, milestone),
+                     validation=task if aside and settings.images and due(settings.every) else False)
+
+
+def _write(folder: Folder, state: dict[str, Tensors], cursor: Cursor, milestone: bool, aside: Any, name: str) -> Any:
+    """Keep a checkpoint among the last ones, and where it is a milestone for good, too; in a thread of rank 0."""
+    from ray.train import Checkpoint
+
+    try:
+        checkpoint.save(Path(aside.path), state, cursor)
+        if milestone:
+            (folder / "milestones" / name).upload(aside.path)
+        kept = folder / "checkpoints" / name
+        kept.upload(aside.path)
+        return Checkpoint(kept.path, kept.filesystem)
+    finally:
+        WRITING.release()

@@ -1,0 +1,232 @@
+"""Which nodes of the graph are done, begun or stale under the present settings.
+
+A node that ran to its end leaves `stage.json`; one that began leaves `begun.json`. Both carry the fingerprint of the
+settings, inputs and observed files that it was made from, so that nothing half-written and nothing of other settings is
+ever taken for its result. `begun.json` is also the mark of a folder that is ours: only what lies beside one is cleared.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import subprocess
+import time
+from collections.abc import Callable, Collection
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UserError
+from cluster.session import Resources
+from pipelines.graph.fields import outcome_settings
+from pipelines.graph.settings import Settings
+from pipelines.graph.stage import Stage, run_folder
+from pipelines.monitor.memory import PeakMemory
+from pipelines.monitor.progress import say
+
+BEGUN, DONE = "begun.json", "stage.json"
+INVALID = "invalid"  # the fingerprint of a folder that is about to be cleared
+
+
+class Plan:
+    """Fingerprints of all nodes under the present settings, and what of their work is on disk.
+
+    Args:
+        settings: of the run.
+        looked_at: nodes whose sources are looked at now; of all others `observed` is what it was when they ran, so that
+            a stage needs the raw data neither online nor listed.
+    """
+
+    def __init__(self, settings: Settings, looked_at: Collection[str] = ()) -> None:
+        self.settings, self.looked_at = settings, set(looked_at)
+        self.folder = run_folder(settings)
+        self.fingerprint = functools.cache(self._fingerprint)
+        self.observed = functools.cache(self._observed)
+
+    def spec(self, node: str) -> Any:
+        return self.settings.stages[self.settings.graph[node].stage]
+
+    def inputs(self, node: str) -> list[str]:
+        """The nodes that a node needs, each once."""
+        needs = self.settings.graph[node].needs
+        return list(dict.fromkeys(need for nodes in needs.values() for need in nodes))
+
+    def chosen(self, node: str) -> dict[str, Any]:
+        """The settings, by key, that shape the result of a node."""
+        settings = self.settings.of(node)
+        values: dict[str, Any] = {"seed": settings.seed} if self.spec(node).seeded else {}
+        for name, section in settings.sections.items():
+            values |= {f"{name}.{key}": value for key, value in outcome_settings(section).items()}
+        return json.loads(json.dumps(values, default=str))
+
+    def _observed(self, node: str) -> dict[str, Any]:
+        if self.spec(node).observed is None:
+            return {}
+        begun = self.begun(node) or {}
+        if node not in self.looked_at:
+            return begun.get("observed", {})
+        try:
+            return _load(self.spec(node).observed)(self.settings.of(node))
+        except UserError as error:
+            if self.record(node) is None:
+                raise
+            say(f"{node}: {error}; going on with what it made before")
+            return begun.get("observed", {})
+
+    def _fingerprint(self, node: str) -> str:
+        spec, needs = self.spec(node), self.settings.graph[node].needs
+        inputs = {role: [self.fingerprint(need) for need in nodes] for role, nodes in needs.items()}
+        made_of = [self.settings.graph[node].stage, spec.version, self.chosen(node), self.observed(node), inputs]
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+
+    def record(self, node: str) -> dict[str, Any] | None:
+        """stage.json of a finished node."""
+        return (self.folder / node).read_json(DONE)
+
+    def begun(self, node: str) -> dict[str, Any] | None:
+        """begun.json of a node that began, finished or not."""
+        return (self.folder / node).read_json(BEGUN)
+
+    def is_done(self, node: str) -> bool:
+        record = self.record(node)
+        return record is not None and record["fingerprint"] == self.fingerprint(node)
+
+    def is_stale(self, node: str) -> bool:
+        """Whether the node's folder holds work, finished or not, of other settings or inputs, or what is not ours."""
+        begun = self.begun(node)
+        if begun is None:
+            return bool((self.folder / node).names())
+        return begun["fingerprint"] != self.fingerprint(node)
+
+    def differences(self, node: str) -> str:
+        """In words, why what lies in the node's folder is not what the present settings ask for."""
+        begun = self.begun(node) or {}
+        if begun.get("fingerprint") == INVALID:
+            return "its inputs were made anew"
+        before = begun.get("settings", {}) | begun.get("observed", {})
+        now = self.chosen(node) | json.loads(json.dumps(self.observed(node)))
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        told = [f"{key} {before.get(key)} → {now.get(key)}" for key in changed]
+        if begun.get("version", 1) != self.spec(node).version:
+            told.append(f"version of the stage {begun.get('version', 1)} → {self.spec(node).version}")
+        return ", ".join(told) or "its inputs changed"
+
+    def check_inputs(self, node: str, made: Collection[str] = ()) -> None:
+        """Raise UserError naming the first input that is missing or of other settings, and not `made` by then."""
+        for need in self.inputs(node):
+            if need in made or self.is_done(need):
+                continue
+            why = f"was made with other settings ({self.differences(need)})" if self.is_stale(need) else "is not there"
+            raise UserError(f"{node} needs {need}, which {why} in {self.folder.uri}; "
+                            f"run `rayograph {need}` or `rayograph run` with the same settings first")
+
+    def check(self, nodes: list[str], *, redo: bool) -> None:
+        """Raise UserError when `nodes`, in their order, cannot be brought up to date without losing what must be kept.
+
+        Args:
+            nodes: in an order in which each comes after those it needs.
+            redo: whether work of other settings may be cleared; that of protected stages takes changed=redo.
+        """
+        anew: set[str] = set()  # nodes that start from nothing: what follows from them is made again
+        for node in nodes:
+            follows = bool(anew & set(self.inputs(node)))
+            if self.is_done(node) and not follows:
+                continue
+            self.check_inputs(node, made=nodes)
+            protected = self.spec(node).protected and self.settings.changed != "redo"
+            self.check_stale(node, redo=redo and not protected)
+            begun = self.begun(node)
+            if begun is not None and follows and protected:
+                raise UserError(f"{(self.folder / node).uri} follows from {', '.join(anew & set(self.inputs(node)))}, "
+                                "which is made anew; add changed=redo to make both again, or choose another name=")
+            if begun is None or self.is_stale(node) or follows:
+                anew.add(node)
+
+    def check_stale(self, node: str, *, redo: bool) -> None:
+        """Raise UserError when the node's folder holds what may not be replaced."""
+        if not self.is_stale(node):
+            return
+        uri = (self.folder / node).uri
+        if self.begun(node) is None:
+            raise UserError(f"{uri} holds files that are not of a rayograph stage (there is no {BEGUN}); choose "
+                            "another name= or storage=, or move them away")
+        if not redo:
+            raise UserError(f"{uri} was made with other settings ({self.differences(node)}); add changed=redo to "
+                            "replace it, or choose another name=")
+
+    def begin(self, node: str, *, redo: bool) -> None:
+        """Make the node's folder ready: go on where the same work was cut off, clear work of other settings."""
+        folder = self.folder / node
+        self.check_stale(node, redo=redo)
+        if self.is_stale(node):
+            say(f"{node}: {self.differences(node)}; starts anew")
+            self._invalidate(node)
+            folder.clear(BEGUN)
+        if self.begun(node) is None or self.is_stale(node):
+            for follower in self._followers(node):
+                self._invalidate(follower)
+        folder.write_json(BEGUN, {
+            "fingerprint": self.fingerprint(node), "settings": self.chosen(node), "observed": self.observed(node),
+            "version": self.spec(node).version, "seed": self.settings.of(node).seed})
+
+    def _invalidate(self, node: str) -> None:
+        """Have the work in a node's folder count as stale under all settings; the folder stays marked as ours."""
+        folder = self.folder / node
+        if begun := self.begun(node):
+            folder.write_json(BEGUN, begun | {"fingerprint": INVALID})
+        folder.remove(DONE)
+
+    def _followers(self, node: str) -> list[str]:
+        """The nodes that need `node`, directly or not: what they made is not of what it is about to make."""
+        def needs(other: str) -> bool:
+            return any(need == node or needs(need) for need in self.inputs(other))
+
+        return [other for other in self.settings.graph if needs(other)]
+
+    def stage(self, node: str, resources: Resources) -> Stage:
+        """What the stage function of a node is given."""
+        return Stage(node, self.settings.of(node), self.settings.graph[node].needs, resources, self.fingerprint(node))
+
+    def execute(self, node: str, resources: Resources) -> dict[str, Any]:
+        """Run the stage's function and commit its stage.json.  Returns the record."""
+        spec, stage = self.spec(node), self.stage(node, resources)
+        started = time.time()
+        with PeakMemory() as memory:
+            metrics = _load(spec.run)(stage)
+        metrics |= {"seconds": round(time.time() - started, 2), "peak_rss_mb": memory.peak_mb}
+        record = {
+            "stage": self.settings.graph[node].stage,
+            "node": node,
+            "fingerprint": stage.fingerprint,
+            "version": spec.version,
+            "settings": self.chosen(node),
+            "observed": self.observed(node),
+            "inputs": {need: self.fingerprint(need) for need in self.inputs(node)},
+            "seed": stage.seed,
+            "code": code_version(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "metrics": metrics,
+        }
+        stage.folder.write_json(DONE, record)
+        return record
+
+
+def _load(path: str) -> Callable[..., Any]:
+    module, function = path.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def code_version() -> dict[str, str]:
+    """Version of this project, and its commit where it runs from a checkout."""
+    try:
+        code = {"rayograph": version("rayograph")}
+    except PackageNotFoundError:
+        code = {"rayograph": "unknown"}
+    try:
+        commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+                                capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        return code | {"commit": commit}
+    except (OSError, subprocess.SubprocessError):
+        return code

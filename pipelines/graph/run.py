@@ -1,0 +1,68 @@
+"""Walk the graph of stages: some nodes, or all of them in order, each only where its work is not yet done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cluster.errors import UserError
+from pipelines.graph.plan import Plan
+from pipelines.graph.settings import Settings
+from pipelines.monitor.progress import say
+
+
+def order(settings: Settings) -> list[str]:
+    """All nodes, each after those it needs (the order of the config where it is free)."""
+    done: list[str] = []
+    plan = Plan(settings)
+
+    def visit(node: str, path: tuple[str, ...]) -> None:
+        if node in path:
+            raise UserError(f"graph: {' → '.join((*path, node))} is a circle")
+        for need in plan.inputs(node):
+            visit(need, (*path, node))
+        if node not in done:
+            done.append(node)
+
+    for node in settings.graph:
+        visit(node, ())
+    return done
+
+
+def run_stages(settings: Settings, nodes: Iterable[str], *, redo: bool) -> bool:
+    """Bring nodes up to date, in order, on one Ray session.  Returns whether there was anything to do.
+
+    Raises:
+        UserError: an input outside `nodes` is missing or made with other settings; a folder holds files that are not
+            ours; or, unless `redo`, work of other settings.  Work of protected stages takes changed=redo.
+    """
+    wanted = set(nodes)
+    nodes = [node for node in order(settings) if node in wanted]
+    plan = Plan(settings, looked_at=nodes)
+    plan.folder.check_writable()
+    plan.check(nodes, redo=redo)
+    if all(plan.is_done(node) for node in nodes):
+        for node in nodes:
+            _skip(node)
+        return False
+    from cluster.session import session
+
+    with plan.folder.locked(), session() as resources:
+        for node in nodes:
+            if plan.is_done(node):
+                _skip(node)
+                continue
+            plan.check_inputs(node)
+            plan.begin(node, redo=True)
+            say(f"{node}: starts")
+            metrics = plan.execute(node, resources)["metrics"]
+            say(f"{node}: done in {metrics['seconds']:.0f} s, {metrics['peak_rss_mb']:.0f} MiB at most")
+    return True
+
+
+def _skip(node: str) -> None:
+    say(f"{node}: done before, nothing to do")
+
+
+def run_all(settings: Settings) -> bool:
+    """All nodes of the graph.  Returns whether there was anything to do."""
+    return run_stages(settings, order(settings), redo=settings.changed != "refuse")

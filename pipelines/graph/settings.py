@@ -1,0 +1,93 @@
+"""All settings of a run: a few of its own, the sections of every stage, and the graph of stages."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from cluster.errors import UserError
+from pipelines.graph.fields import check_choices, execution, require
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What a stage is, whatever nodes of a graph run it."""
+
+    run: str  # module:function
+    help: str = ""
+    examples: tuple[str, ...] = ()  # commands
+    needs: tuple[str, ...] = ()  # the roles of its inputs, each named after the stage that usually fills it
+    settings: tuple[str, ...] = ()  # sections that it reads; their fields are part of its fingerprint
+    figures: tuple[str, ...] = ()  # formats of its metrics that sum it up
+    version: int = 1  # part of its fingerprint; raised when its code makes something else of the same settings
+    observed: str | None = None  # module:function of settings: what else shapes the result, such as the files listed
+    seeded: bool = True  # whether `seed` is part of its fingerprint
+    protected: bool = False  # its work is cleared only by changed=redo
+
+
+@dataclass(frozen=True)
+class Node:
+    """One use of a stage in the graph, in a folder of its own name."""
+
+    stage: str
+    needs: dict[str, tuple[str, ...]]  # the nodes that fill each role
+
+
+@dataclass
+class Settings:
+    """Sections are attributes: `settings.data`, `settings.trainer`, …"""
+
+    profile: str
+    """The size of everything: demo, small, base, large, or annotated."""
+    storage: str
+    """Where results go: a folder, or s3://, gs://, abfs:// or hdfs:// with a path."""
+    name: str
+    """What the run is called; it lies in storage/name."""
+    seed: int = 0
+    """Of all randomness."""
+    changed: Literal["redo", "refuse"] | None = execution(None)
+    """What becomes of work of other settings or inputs: redo clears it, refuse keeps it and stops; null: `run` redoes
+    all but trained generators, single stages refuse."""
+    report: bool = execution(False)
+    """Of `rayograph latents` only: tell how good the cached latents are."""
+    sections: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, StageSpec] = field(default_factory=dict)
+    graph: dict[str, Node] = field(default_factory=dict)
+    variants: dict[str, Settings] = field(default_factory=dict)  # of the nodes that have overrides, by name
+
+    def __getattr__(self, name: str) -> Any:
+        sections = self.__dict__.get("sections", {})
+        if name not in sections:
+            raise AttributeError(f"no section {name!r}; there are {', '.join(sections)}")
+        return sections[name]
+
+    def of(self, node: str) -> Settings:
+        """The settings of one node of the graph: with its overrides, and only the sections that its stage declares."""
+        chosen = self.variants.get(node, self)
+        declared = self.stages[self.graph[node].stage].settings
+        return replace(chosen, sections={name: chosen.sections[name] for name in declared})
+
+    def nodes(self, stage: str) -> list[str]:
+        """The nodes of the graph that run a stage."""
+        return [name for name, node in self.graph.items() if node.stage == stage]
+
+    def check(self) -> None:
+        """Raise UserError naming the first setting that is out of its range."""
+        require(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name) is not None, "name", self.name,
+                "must be letters, digits, '.', '_' and '-' only: it names a folder below storage")
+        require(self.seed >= 0, "seed", self.seed, "must not be negative")
+        require(self.changed in (None, "redo", "refuse"), "changed", self.changed, "must be redo or refuse")
+        refuse_password("storage", self.storage)
+        for name, section in self.sections.items():
+            check_choices(name, section)
+            section.check()
+        for section in self.sections.values():
+            if hasattr(section, "check_with"):
+                section.check_with(self)
+
+
+def refuse_password(key: str, uri: str) -> None:
+    if "://" in uri and urlsplit(uri).password:
+        raise UserError(f"{key} holds a password; credentials belong in the environment, not in a setting")

@@ -1,0 +1,122 @@
+"""What a stage shows while it works (a bar on a terminal, plain lines elsewhere) and the record it keeps."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from cluster.storage import Folder
+from pipelines.monitor.journal import JOURNAL, read_journal
+
+if TYPE_CHECKING:
+    from pipelines.monitor.boards import Board
+
+LINE_SECONDS = 10.0  # between plain lines where there is no terminal
+SHOWN = ("loss", "images_per_second", "mfu")
+
+
+def say(text: str) -> None:
+    """One line for the user."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Bar:
+    """Progress of one stage: a tqdm bar on a terminal, else a line every `LINE_SECONDS`."""
+
+    def __init__(self, label: str, total: int, unit: str = "images") -> None:
+        from tqdm import tqdm
+
+        self.label, self.total, self.unit = label, total, unit
+        self.n, self._start, self._said = 0, time.monotonic(), time.monotonic()
+        self._first: int | None = None
+        self._tqdm = tqdm(total=total, desc=label, unit=f" {unit}", smoothing=0.1) if sys.stderr.isatty() else None
+
+    def to(self, n: int, **values: float) -> None:
+        """Show that `n` of the total are done."""
+        if self._first is None:
+            self._first = n
+        if self._tqdm is not None:
+            self._tqdm.set_postfix({k: f"{v:.4g}" for k, v in values.items()}, refresh=False)
+            self._tqdm.update(n - self.n)
+        elif time.monotonic() - self._said >= LINE_SECONDS:
+            self._said = time.monotonic()
+            rate = values.get("images_per_second") or (n - self._first) / (self._said - self._start)
+            left = f", {(self.total - n) / rate:.0f} s left" if rate > 0 else ""
+            shown = "".join(f", {k} {v:.4g}" for k, v in values.items())
+            say(f"{self.label}: {n:,} of {self.total:,} {self.unit}{shown}{left}")
+        self.n = n
+
+    def add(self, n: int) -> None:
+        self.to(self.n + n)
+
+    def close(self) -> None:
+        if self._tqdm is not None:
+            self._tqdm.close()
+
+
+@contextlib.contextmanager
+def bar(label: str, total: int, unit: str = "images") -> Iterator[Bar]:
+    shown = Bar(label, total, unit)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+@contextlib.contextmanager
+def follow(folder: Folder, label: str, total: int, files: Sequence[str] = (JOURNAL,),
+           boards: Sequence[str] = ("tensorboard",), since: int = 0) -> Iterator[None]:
+    """Show, and pass on to the boards, what processes elsewhere in the cluster log to the folder's journals.
+
+    Entries of up to `since` images were shown before.
+    """
+    from pipelines.monitor.boards import open_boards
+
+    opened = open_boards(boards, folder)
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(folder, label, total, dict.fromkeys(files, since), opened, stop),
+                              daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        for board in opened:
+            board.close()
+
+
+def _follow(folder: Folder, label: str, total: int, seen: dict[str, int], boards: list[Board],
+            stop: threading.Event) -> None:
+    said: set[str] = set()
+
+    def say_once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(f"{label}: {text}")
+
+    with bar(label, total) as shown:
+        while True:
+            last = stop.wait(2.0 if folder.is_local else 15.0)
+            try:
+                for file in seen:
+                    for entry in read_journal(folder, file):
+                        images = entry.pop("images")
+                        if images <= seen[file]:
+                            continue
+                        seen[file] = images
+                        if warning := entry.pop("warning", None):
+                            say_once(warning)
+                        values = {k: v for k, v in entry.items() if k != "time"}
+                        if file == JOURNAL:
+                            shown.to(images, **{k: v for k, v in values.items() if k in SHOWN})
+                        for board in boards:
+                            board.log(images, values)
+            except Exception as error:  # a store or a board that is not there for now does not end the training
+                say_once(f"its progress cannot be shown ({error})")
+            if last:
+                break

@@ -1,0 +1,167 @@
+"""Stage `report`: one HTML page that stands alone, and metrics.json with every node's figures."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from cluster.storage import Folder
+from pipelines.graph.plan import code_version
+from pipelines.graph.stage import Metrics, Stage, run_folder
+from pipelines.monitor.journal import read_journal
+from pipelines.report import plots
+from pipelines.report.summary import (
+    classifiers,
+    collect,
+    evaluation,
+    figures_of,
+    headline,
+    settings_of,
+    write_metrics,
+)
+from pipelines.tables.parquet import read_shard, read_table
+
+SHEET, COLUMNS = 32, 8
+QUARANTINE_ROWS = 10
+TRAINED = ("autoencoder", "encoder", "train")
+
+
+@dataclass
+class Figure:
+    """A PNG of the page."""
+
+    title: str
+    caption: str
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+def report(stage: Stage) -> Metrics:
+    """Writes index.html and metrics.json.  Returns the page's size in bytes and its number of pictures."""
+    sheets, drawn, curves = (list(found) for found in (sheets_of(stage), drawn_of(stage), curves_of(stage)))
+    page = render(stage, sheets, drawn, curves).encode()
+    stage.folder.write("index.html", page)
+    write_metrics(stage.settings)
+    return {"bytes": len(page), "pictures": len([*sheets, *drawn, *curves])}
+
+
+def render(stage: Stage, sheets: list[Figure], drawn: list[Figure], curves: list[Figure]) -> str:
+    run, metrics = run_folder(stage.settings), collect(stage.settings)
+    records = [record for node in metrics if (record := (run / node).read_json("stage.json"))]
+    codes = [record["code"] for record in records] or [code_version()]
+
+    def of(role: str) -> dict[str, Metrics]:
+        return {node: metrics[node] for node in stage.needs[role] if node in metrics}
+
+    def first(role: str) -> Metrics:
+        return next(iter(of(role).values()), {})
+
+    evaluated, tuned = of("evaluate"), of("finetune")
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html.j2").render(
+        settings=stage.settings, made_of=ingested(stage), date=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
+        versions=sorted({" ".join(code.values()) for code in codes}),
+        headline=headline(first("ingest"), first("autoencoder"), of("sample"), evaluated, tuned),
+        ingest=first("ingest"), evaluated=evaluated, evaluation=evaluation(evaluated),
+        tuned=tuned, classifiers=classifiers(tuned), sheets=sheets, drawn=drawn, plots=curves,
+        stages=[stage_row(stage, node, found) for node, found in metrics.items()],
+        quarantine=quarantined(stage), chosen=settings_of(records), command=command(stage),
+    )
+
+
+def ingested(stage: Stage) -> dict[str, Any]:
+    """The data's settings as they were ingested; empty where nothing was."""
+    record = stage.input("ingest").read_json("stage.json") or {}
+    return {key: value for key, value in record.get("settings", {}).items() if key in ("data.source", "data.size")}
+
+
+def stage_row(stage: Stage, node: str, metrics: Metrics) -> dict[str, Any]:
+    """Seconds, peak memory, images/s (the journal's median where the stage gives none) and figures of one node."""
+    rates = sorted(entry["images_per_second"] for entry in read_journal(run_folder(stage.settings) / node))
+    rate = metrics.get("images_per_second", rates[len(rates) // 2] if rates else None)
+    spec = stage.settings.stages[stage.settings.graph[node].stage]
+    return {"stage": node, "seconds": metrics["seconds"], "peak": metrics["peak_rss_mb"],
+            "rate": "" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}",
+            "figures": figures_of(spec, metrics)}
+
+
+def quarantined(stage: Stage) -> list[dict[str, str]]:
+    """The first rows of the quarantine."""
+    folder = stage.input("ingest") / "quarantine"
+    rows = (row for name in folder.names(".parquet") for row in read_shard(folder, name).to_pylist())
+    return [{key: str(value) for key, value in row.items()} for row in islice(rows, QUARANTINE_ROWS)]
+
+
+def sheets_of(stage: Stage) -> Iterator[Figure]:
+    """Contact sheets of random real test images and of random samples of each corpus."""
+    tables: list[tuple[str, str, Folder, str | None]] = [
+        ("Real", "drawn at random from the test split", stage.input("ingest") / "images", "test")]
+    corpora = stage.inputs("sample")
+    tables += [("Synthetic" if len(corpora) == 1 else node, "drawn at random from the corpus", folder / "corpus", None)
+               for node, folder in corpora.items()]
+    for title, caption, table, split in tables:
+        if table.names(".parquet"):
+            ids = read_table(table, ["image_id"], split)["image_id"].to_pylist()
+            chosen = np.random.default_rng(stage.seed).permutation(len(ids))[:SHEET]
+            if len(chosen):
+                images = plots.images_of(table, [ids[row] for row in chosen])
+                yield Figure(title, f"{len(chosen)} images {caption}", plots.sheet(images, COLUMNS))
+
+
+def drawn_of(stage: Stage) -> Iterator[Figure]:
+    """The pictures that earlier stages left."""
+    for node, folder in stage.inputs("evaluate").items():
+        of = f" · {node}" if len(stage.needs["evaluate"]) > 1 else ""
+        yield from stored(folder, "nearest.png", f"Closest to the training set{of}",
+                          "The synthetic images nearest to any training image, each above that image. A pair that "
+                          "shows the same patient would be a copy.")
+        yield from stored(folder, "embedding.png", f"Feature space{of}",
+                          "Each point is an image. Blue without orange is missed by the generator; orange without blue "
+                          "is unlike any real test image.")
+    yield from stored(stage.input("autoencoder"), "reconstructions.png", "Autoencoder",
+                      "Test images above, their reconstructions below: the detail that no sample can exceed.")
+    samples = stage.input("train") / "samples"
+    for name in samples.names(".png")[-1:]:
+        yield from stored(samples, name, "Around held-out images",
+                          "Images of the val split as the autoencoder shows them, and below each a sample conditioned "
+                          "on it.")
+
+
+def stored(folder: Folder, name: str, title: str, caption: str) -> Iterator[Figure]:
+    if folder.exists(name):
+        yield Figure(title, caption, folder.read(name))
+
+
+def curves_of(stage: Stage) -> Iterator[Figure]:
+    """Loss and speed of the stages that train."""
+    for role in TRAINED:
+        journal = read_journal(stage.input(role))
+        if journal:
+            held_out = read_journal(stage.input(role), "validation.jsonl")
+            yield Figure(role, f"up to {journal[-1]['images']:,} images, repeats counted",
+                         plots.curves(journal, held_out))
+
+
+def command(stage: Stage) -> str:
+    """The command line that makes this run: as it was given, or, called from Python, its main settings."""
+    from hydra.core.hydra_config import HydraConfig
+
+    settings = stage.settings
+    if HydraConfig.initialized():
+        overrides = list(HydraConfig.get().overrides.task)
+    else:
+        overrides = [f"profile={settings.profile}", f"name={settings.name}", f"seed={settings.seed}"]
+    return shlex.join(["rayograph", "run", *overrides])

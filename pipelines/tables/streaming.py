@@ -1,0 +1,53 @@
+"""Ray Data over numbered shards: blocks in, operators in between, a committed file each at the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.monitor.progress import Bar
+
+
+def shard_numbers(indices: Sequence[int]) -> list[pa.Table]:
+    """Blocks of one row each for `stream`: workers read what the numbers name, and nothing waits in memory."""
+    return [pa.table({"shard": pa.array([index], pa.int32())}) for index in indices]
+
+
+def stream(blocks: Sequence[pa.Table], operators: Sequence[tuple[Any, dict[str, Any]]], shown: Bar) -> float | None:
+    """Send each block whole through the operators, which end by returning a table with the column `rows`.
+
+    Args:
+        blocks: One table per shard.
+        operators: Callables of one Arrow table, each with its own arguments for `Dataset.map_batches` (resources, or an
+            actor pool in `compute`).
+        shown: Progress, moved on by the rows of each finished block.
+
+    Returns:
+        Rows per second, or None when there was nothing to do.
+    """
+    if not blocks:
+        return None
+    import ray.data
+    from ray.util.annotations import RayDeprecationWarning
+
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # Ray's plans and notices go to its log file, not to the user
+            handler.setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = None  # a shard stays one block
+    data = ray.data.from_arrow(list(blocks))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # there is no other way yet to bound an actor's retries
+        for operator, arguments in operators:
+            data = data.map_batches(operator, batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
+                                    **arguments)
+    start, before = time.perf_counter(), shown.n
+    for row in data.iter_rows():
+        shown.add(row["rows"])
+    return round((shown.n - before) / (time.perf_counter() - start), 2)

@@ -1,0 +1,164 @@
+"""Stage `sample`: Ray actors share out numbered shards of the corpus.
+
+A shard is a range of image indices. It is computed from (seed, index) alone and committed in one atomic step, so a
+shard that is retried, or computed twice, comes to the same file: actors may die at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.errors import UserError
+from cluster.session import Resources, use_cores
+from cluster.storage import Folder
+from pipelines.graph.stage import Metrics, Stage
+from pipelines.monitor.progress import bar, say
+from pipelines.tables.images import png
+from pipelines.tables.parquet import pending_shards, read_table, shard_count, write_shard
+from pipelines.tables.schemas import CORPUS
+from synth.conditions import find_strategy
+from synth.settings import Sample
+
+MAX_ATTEMPTS = 3  # of one shard, each ended by the death of its actor
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a sampling actor needs to know."""
+
+    settings: Sample
+    seed: int
+    generator: Folder  # a diffusers folder
+    revision: str  # fingerprint of its training
+    latents: Folder
+    corpus: Folder
+
+
+def sample(stage: Stage) -> Metrics:
+    """Returns the number of images in the corpus, images/s of this call, and the strategy."""
+    settings = stage.section(Sample)
+    find_strategy(settings.strategy)
+    job = Job(settings, stage.seed, stage.input("train") / "generator",
+              stage.record_of("train")["fingerprint"], stage.input("latents"), stage.folder / "corpus")
+    pending = pending_shards(job.corpus, shard_count(settings.images, settings.shard_rows))
+    with bar("sample", settings.images) as shown:
+        shown.to(settings.images - sum(len(shard_range(settings, shard)) for shard in pending))
+        done = 0
+        start = time.perf_counter()
+        for event in fan_out(job, pending, stage.resources):
+            if event is None:
+                start = time.perf_counter()  # the actors are ready
+                continue
+            done += event
+            shown.add(event)
+        seconds = time.perf_counter() - start
+    metrics: Metrics = {"images": read_table(job.corpus, ["image_id"]).num_rows, "strategy": settings.strategy,
+                        "steps": settings.steps, "guidance": settings.guidance}
+    assert metrics["images"] == settings.images, f"{metrics['images']} of {settings.images} images in the corpus"
+    return metrics | ({"images_per_second": round(done / seconds, 2)} if done else {})
+
+
+def shard_range(settings: Sample, shard: int) -> range:
+    """Indices of the images in a shard."""
+    return range(shard * settings.shard_rows, min((shard + 1) * settings.shard_rows, settings.images))
+
+
+class Worker:
+    """A Ray actor that keeps one generator loaded."""
+
+    def __init__(self, job: Job, threads: int | None) -> None:
+        from synth.conditions import Pool
+        from synth.sampler import Sampler
+
+        use_cores(threads)
+        settings = job.settings
+        self.job = job
+        self.sampler = Sampler(job.generator, settings.steps, settings.guidance, settings.batch)
+        self.pool = Pool(job.latents)
+        self.strategy = find_strategy(settings.strategy)
+
+    def ready(self) -> None:
+        """Answers once the actor has started."""
+
+    def run(self, shard: int) -> int:
+        """Sample and commit one shard.  Returns its number of images."""
+        job, indices = self.job, shard_range(self.job.settings, shard)
+        conditions = [self.strategy(self.pool, np.random.default_rng([job.seed, index])) for index in indices]
+        images = self.sampler.sample(conditions, job.seed, indices)
+        rows = [{
+            "image_id": hashlib.sha256(image.tobytes()).hexdigest()[:32],
+            "image": png(image),
+            "labels": [name for name, holds in zip(self.pool.label_names, condition.given["labels"], strict=True)
+                       if holds],
+            "strategy": job.settings.strategy,
+            "source_image_ids": list(condition.sources),
+            "seed": job.seed,
+            "index": index,
+            "guidance": job.settings.guidance,
+            "steps": job.settings.steps,
+            "generator": job.revision,
+        } for index, image, condition in zip(indices, images, conditions, strict=True)]
+        write_shard(job.corpus, shard, pa.Table.from_pylist(rows, schema=CORPUS))
+        return len(rows)
+
+
+def fan_out(job: Job, shards: list[int], resources: Resources) -> Iterator[int | None]:
+    """Run `shards` on a pool of actors, replacing actors that die.
+
+    Yields None once when the actors are ready, then the number of images of each shard as it is committed.
+
+    Raises:
+        UserError: more actors are asked for than the cluster has room for.
+        RuntimeError: a shard outlived MAX_ATTEMPTS actors.
+    """
+    if not shards:
+        return
+    import ray
+    from ray.exceptions import RayActorError
+
+    there = resources.gpus or resources.cpus
+    if (job.settings.actors or 0) > there:
+        raise UserError(f"sample.actors={job.settings.actors}: the cluster has {there} "
+                         f"{'GPUs' if resources.gpus else 'CPUs'}")
+    count = min(job.settings.actors or max(resources.gpus, 1), len(shards))
+    cpus = resources.cpus_each(count)
+    threads = None if count == 1 or resources.gpus else cpus
+    needs: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if resources.gpus else {"num_cpus": cpus}
+    actor = ray.remote(max_restarts=0, **needs)(Worker)
+    waiting, attempts = deque(shards), Counter[int]()
+    busy: dict[Any, tuple[Any, int]] = {}
+
+    def give(worker: Any) -> None:
+        if waiting:
+            shard = waiting.popleft()
+            busy[worker.run.remote(shard)] = (worker, shard)
+
+    workers = [actor.remote(job, threads) for _ in range(count)]
+    ray.get([worker.ready.remote() for worker in workers])
+    yield None
+    for worker in workers:
+        give(worker)
+    while busy:
+        [finished], _ = ray.wait(list(busy), num_returns=1)
+        worker, shard = busy.pop(finished)
+        try:
+            images = ray.get(finished)
+        except RayActorError as death:
+            attempts[shard] += 1
+            if attempts[shard] == MAX_ATTEMPTS:
+                raise RuntimeError(f"shard {shard} of the corpus ended {MAX_ATTEMPTS} actors; the last: {death}") \
+                    from death
+            say(f"sample: an actor died; shard {shard} is tried again")
+            waiting.appendleft(shard)
+            worker = actor.remote(job, threads)
+        else:
+            yield images
+        give(worker)

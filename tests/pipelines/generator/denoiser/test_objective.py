@@ -1,0 +1,160 @@
+"""Every process, target, distance and choice of noise levels learns a distribution that is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pipelines.generator.denoiser.objective import Objective, process
+from pipelines.generator.settings import Condition
+from pipelines.generator.settings import Objective as Settings
+
+LATENT = (2, 1, 1)
+CENTRES = torch.tensor([[-1.3, 0.4], [0.9, 1.0], [0.6, -1.3]])
+SHARES, SPREAD = torch.tensor([0.5, 0.3, 0.2]), 0.15
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small are slowed by a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def mixture(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Points (n, 2) of three Gaussians."""
+    centres = CENTRES[torch.multinomial(SHARES, n, replacement=True, generator=generator)]
+    return centres + SPREAD * torch.randn(n, 2, generator=generator)
+
+
+def sliced_wasserstein(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Mean distance between the sorted projections of two sets of as many points (Bonneel et al. 2015)."""
+    angles = torch.linspace(0, torch.pi, 32)
+    lines = torch.stack([angles.cos(), angles.sin()])
+    return ((first @ lines).sort(0).values - (second @ lines).sort(0).values).abs().mean().item()
+
+
+class Network(nn.Module):
+    """A perceptron of a point and its timestep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frequencies = nn.Buffer(torch.logspace(-3, 1, 24))
+        self.layers = nn.Sequential(nn.Linear(2 + 48, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(),
+                                    nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2))
+
+    def forward(self, noisy, timesteps, given, drop):
+        angles = timesteps.float()[:, None] * self.frequencies
+        inputs = torch.cat([noisy.flatten(1), angles.sin(), angles.cos()], 1)
+        return self.layers(inputs).view(-1, *LATENT)
+
+
+def learn(settings: Settings, steps: int = 1_500, batch: int = 256) -> Network:
+    torch.manual_seed(0)
+    network, objective = Network(), Objective(settings, Condition(), "cpu")
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        draw = objective.draw((batch, *LATENT), 0, step * batch)
+        points = mixture(batch, generator).view(-1, *LATENT)
+        loss = objective.losses(network, points, {}, draw).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network
+
+
+@torch.no_grad()
+def sample(network: Network, settings: Settings, n: int, steps: int = 50) -> torch.Tensor:
+    """Points (n, 2), by the scheduler that an export is given."""
+    scheduler = process(settings, "cpu").scheduler()
+    scheduler.set_timesteps(steps)
+    points = torch.randn(n, *LATENT, generator=torch.Generator().manual_seed(2)) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(points, timestep)
+        points = scheduler.step(network(scaled, timestep.expand(n), {}, {}), timestep, points, return_dict=False)[0]
+    return points.flatten(1)
+
+
+CASES = {
+    "v": (Settings(), 0.05),
+    "epsilon": (Settings(prediction="epsilon", min_snr=None), 0.08),
+    "sample": (Settings(prediction="sample"), 0.1),
+    "v-logit-huber": (Settings(noise_levels="logit_normal", loss="huber"), 0.08),
+    "edm": (Settings(process="edm"), 0.06),
+    "flow": (Settings(process="flow"), 0.05),
+    "flow-uniform-l1": (Settings(process="flow", noise_levels="uniform", loss="l1"), 0.1),  # medians are no means
+}
+
+
+@pytest.mark.parametrize(("settings", "allowed"), CASES.values(), ids=CASES)
+def test_a_known_distribution_is_recovered(settings, allowed):
+    settings.check()
+    truth, again = (mixture(4_000, torch.Generator().manual_seed(seed)) for seed in (3, 4))
+    found = sample(learn(settings), settings, 4_000)
+    assert sliced_wasserstein(truth, found) - sliced_wasserstein(truth, again) < allowed
+    assert sliced_wasserstein(truth, torch.randn(4_000, 2)) > 0.3, "the measure tells noise apart"
+
+
+def test_the_draw_of_a_step_does_not_depend_on_the_number_of_workers():
+    objective = Objective(Settings(), Condition(), "cpu")
+    whole = objective.draw((8, 4, 8, 8), 3, 640)
+    parts = [objective.draw((8, 4, 8, 8), 3, 640, rank, 4) for rank in range(4)]
+    for name in ("posterior", "noise", "level"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+    for name in whole.drop:
+        assert torch.equal(whole.drop[name], torch.cat([part.drop[name] for part in parts]))
+    assert not torch.equal(whole.noise, objective.draw((8, 4, 8, 8), 3, 648).noise)
+
+
+def test_a_tenth_of_the_images_is_seen_without_any_condition():
+    condition = Condition(drop_all=0.1, drop_embedding=0.05, drop_labels=0.2)
+    drop = Objective(Settings(), condition, "cpu").draw((20_000, 1, 1, 1), 0, 0).drop
+    both = (drop["embedding"] & drop["labels"]).float().mean()
+    assert both == pytest.approx(0.1 + 0.9 * 0.05 * 0.2, abs=0.01)
+    assert drop["embedding"].float().mean() == pytest.approx(0.1 + 0.9 * 0.05, abs=0.01)
+    assert drop["labels"].float().mean() == pytest.approx(0.1 + 0.9 * 0.2, abs=0.01)
+
+
+def test_min_snr_leaves_the_weight_of_v_where_sampling_starts():
+    weight = process(Settings(min_snr=5.0), "cpu").weight(torch.tensor([0, 900, 999]))
+    assert weight[0] < 0.01
+    assert weight[1:].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("settings", [settings for settings, _ in CASES.values()], ids=CASES)
+def test_a_perfect_prediction_has_no_loss(settings):
+    objective, latents = Objective(settings, Condition(), "cpu"), torch.randn(8, 4, 8, 8)
+    draw = objective.draw((8, 4, 8, 8), 0, 0)
+    task = objective.process.task(latents, draw.noise, draw.level)
+
+    class Oracle(nn.Linear):
+        def forward(self, noisy, timesteps, given, drop):
+            return task.target
+
+    losses = objective.losses(Oracle(1, 1), latents, {}, draw)
+    assert losses.shape == (8,)
+    assert losses.abs().max() < 1e-9
+    assert torch.isfinite(task.weight).all()
+
+
+def test_edm_gives_and_asks_for_unit_variance_at_every_level():
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(64, 4, 16, 16, generator=generator) for _ in range(2))
+    task = process(Settings(process="edm"), "cpu").task(latents, noise, torch.linspace(0.001, 0.999, 64))
+    for values in (task.noisy, task.target):
+        assert values.var((1, 2, 3)).sub(1).abs().max() < 0.2
+
+
+@pytest.mark.parametrize(("settings", "key"), [
+    (Settings(process="ddim"), "objective.process"), (Settings(process="edm", noise_levels="uniform"), "objective.noise_levels"),
+    (Settings(loss="l3"), "objective.loss"), (Settings(sigma_max=1e-4), "objective.sigma_max"),
+])
+def test_what_does_not_go_together_is_named(settings, key):
+    with pytest.raises(ValueError, match=key):
+        settings.check()

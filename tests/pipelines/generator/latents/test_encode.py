@@ -1,0 +1,106 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from cluster.session import Resources
+from cluster.storage import Folder
+from pipelines.generator.latents.encode import Encode, Encoding, Read, Write, channel_statistics, claim, mask_planes
+from pipelines.graph.plan import Plan
+from pipelines.graph.stage import Stage
+from pipelines.tables.images import png
+from pipelines.tables.parquet import read_tensors, tensor_columns, write_shard
+from pipelines.tables.schemas import IMAGES
+
+
+def stage_with_weights(settings) -> Stage:
+    stage = Plan(settings).stage("latents", Resources(2, 0, 2))
+    stage.input("ingest").write_json("stage.json", {"fingerprint": "images"})
+    for network in ("autoencoder", "encoder"):
+        (stage.input(network) / "model").write("weights.safetensors", network.encode())
+    return stage
+
+
+def test_latents_belong_to_the_weights_and_the_images_they_were_made_of(tiny):
+    stage = stage_with_weights(tiny())
+    key = claim(stage)
+    assert claim(stage) == key
+    (stage.input("encoder") / "model").write("weights.safetensors", b"other")
+    with pytest.raises(ValueError, match="latents of other weights"):
+        claim(stage)
+    stage.folder.clear()
+    other = claim(stage)
+    (stage.input("encoder") / "model").write("weights.safetensors", b"encoder")
+    stage.input("ingest").write_json("stage.json", {"fingerprint": "other images"})
+    stage.folder.clear()
+    assert len({key, other, claim(stage)}) == 3
+
+
+def test_channel_statistics_are_those_of_all_latents(tmp_path):
+    rng, folder = np.random.default_rng(0), Folder(str(tmp_path))
+    parts = [rng.normal([[[1]], [[-3]]], [[[2]], [[5]]], (n, 2, 4, 4)).astype(np.float16) for n in (7, 0, 12)]
+    for index, part in enumerate(parts):
+        column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(part)) if len(part) else pa.array(
+            [], pa.fixed_shape_tensor(pa.float16(), (2, 4, 4)))
+        write_shard(folder, index, pa.table({"latent_mean": column}))
+    whole = np.concatenate(parts).astype(np.float64)
+    assert channel_statistics(folder) == {
+        "images": 19, "shape": [2, 4, 4], "channel_mean": whole.mean((0, 2, 3)).round(4).tolist(),
+        "channel_std": whole.std((0, 2, 3)).round(4).tolist()}
+
+
+def test_a_mask_becomes_the_share_of_each_structure_at_each_place():
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:2, :3], mask[4:, 4:] = 1, 2
+    planes = mask_planes(mask.tobytes(), 8, 4, 2)
+    assert planes.dtype == np.float16
+    assert planes[0, 0].tolist() == [1, 0.5, 0, 0]
+    assert planes[1, 2:, 2:].tolist() == [[1, 1], [1, 1]]
+    assert (planes[0].sum(), planes[1].sum()) == (1.5, 4)
+    assert (mask_planes(None, 8, 4, 2) == -1).all()
+    with pytest.raises(ValueError, match=r"latents.masks=1.* 2"):
+        mask_planes(mask.tobytes(), 8, 4, 1)
+
+
+@pytest.fixture
+def networks(tmp_path):
+    """An untrained autoencoder and encoder as their stages leave them."""
+    from pipelines.generator.autoencoder.model import build
+    from pipelines.generator.settings import Autoencoder
+    from pipelines.generator.standalone.image_encoder import Encoder
+    from pipelines.learning.weights import save_model
+
+    root = Folder(str(tmp_path))
+    save_model(root / "autoencoder", build(Autoencoder(channels=[8, 16, 16]), 32))
+    save_model(root / "encoder", Encoder(image_size=32, options={"patch_size": 8, "embed_dim": 16, "depth": 1,
+                                                                 "num_heads": 2}))
+    return root
+
+
+def test_patch_features_and_masks_are_kept_where_asked_for(networks):
+    from pipelines.generator.settings import Latents
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 32, 32), dtype=np.uint8)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:16] = 2
+    blank = dict.fromkeys(IMAGES.names)
+    rows = [blank | {"image_id": f"id{k}", "image": png(image), "mask": png(mask) if k else None, "labels": [],
+                     "split": "train"} for k, image in enumerate(images)]
+    write_shard(networks / "images", 0, pa.Table.from_pylist(rows, schema=IMAGES))
+    settings = Latents(batch=2, patch_grid=2, masks=2)
+    encoding = Encoding(Encode(networks / "autoencoder", networks / "encoder", settings), 1)
+    block = encoding(Read(networks / "images", settings.masks)(pa.table({"shard": [0]})))
+    Write(networks / "latents")(block)
+    columns = tensor_columns(networks / "latents")
+    arrays, table = read_tensors(networks / "latents", columns, ["image_id"], "train")
+    assert {name: array.shape for name, array in arrays.items()} == {
+        "latent_mean": (3, 4, 8, 8), "latent_logvar": (3, 4, 8, 8), "embedding": (3, 16), "patches": (3, 4, 16),
+        "mask": (3, 2, 8, 8)}
+    assert table["image_id"].to_pylist() == ["id0", "id1", "id2"]
+    assert (arrays["mask"][0] == -1).all()
+    assert (arrays["mask"][1, 0] == 0).all()
+    assert (arrays["mask"][1, 1, :4] == 1).all()
+    assert np.square(arrays["patches"].astype(np.float32)).mean(-1) == pytest.approx(np.ones((3, 4)), rel=1e-2)
+    again = encoding.encoder.embed(torch.from_numpy(images[:, None] / 255).float())
+    assert arrays["embedding"] == pytest.approx(again.numpy(), abs=1e-2)

@@ -1,0 +1,256 @@
+"""The training loop without Ray: exact order and exact resumption, whoever is killed; and what a bad batch does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from distributed import run, start
+
+from cluster.storage import Folder
+from pipelines.generator.training import checkpoint
+from pipelines.monitor.journal import read_journal
+from pipelines.tables.parquet import write_shard
+from pipelines.tables.schemas import latents_schema
+
+pytestmark = pytest.mark.ray
+
+IMAGES, BATCH, STEPS, LATENT, WIDTH = 60, 12, 100, (4, 8, 8), 8
+
+
+def make_table(folder, poisoned=()):
+    random = np.random.default_rng(0)
+    mean = random.normal(size=(IMAGES, *LATENT)).astype(np.float16)
+    mean[list(poisoned)] = math.inf
+    tensors = {"latent_mean": mean, "latent_logvar": np.full_like(mean, -8)} | {
+        name: random.normal(size=(IMAGES, *shape)).astype(np.float16)
+        for name, shape in {"embedding": (WIDTH,), "patches": (4, WIDTH), "mask": (2, *LATENT[1:])}.items()}
+    columns = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value) for name, value in tensors.items()}
+    told = {"image_id": [f"image-{k}" for k in range(IMAGES)], "patient_id": ["p"] * IMAGES,
+            "labels": [["sick"] if k % 3 else [] for k in range(IMAGES)], "split": ["train"] * IMAGES}
+    schema = latents_schema(LATENT, WIDTH, 4, 2)
+    write_shard(Folder(str(folder / "latents")), 0,
+                pa.table({name: (columns | told)[name] for name in schema.names}, schema=schema))
+
+
+def learn_in(rank, world, folder, name, steps, options=(), leaving=lambda: False):
+    """Train in `folder`/`name` from its newest checkpoint on; every worker writes down the images it was given."""
+    from conftest import TINY
+
+    from pipelines.generator.latents.dataset import Reader
+    from pipelines.generator.training.loop import Job, learn
+    from pipelines.graph.compose import load_settings
+
+    settings = load_settings(*TINY, f"trainer.images={steps * BATCH}", f"trainer.batch={BATCH}", "name=run",
+                             f"trainer.workers={world}", f"trainer.log_every={5 * BATCH}", "trainer.zero_stage=2",
+                             f"trainer.checkpoint_every={10 * BATCH}", "trainer.precision=fp32", *options)
+    out = Folder(str(folder / name))
+    job = Job(settings, "a fingerprint", out, Folder(str(folder / "latents")), [0.0] * 4, [1.0] * 4)
+    newest = checkpoint.newest_whole(out / "checkpoints")
+    state, cursor = checkpoint.load(Path(newest.path), "a fingerprint") if newest else ({}, checkpoint.Cursor(0, 0, ""))
+    share = Reader._share
+
+    def told(self, begin, end, *place):
+        b = end - begin
+        rows = self.order.indices(begin + rank * b // world, begin + (rank + 1) * b // world)
+        line = json.dumps({"start": begin, "image_ids": self.image_ids.take(rows).to_pylist()})
+        with open(folder / f"{name}-seen-{rank}.jsonl", "a") as file:
+            file.write(line + "\n")
+        return share(self, begin, end, *place)
+
+    def save(engine, cursor, since):
+        state = engine.state()
+        if rank == 0:
+            checkpoint.save(folder / name / "checkpoints" / checkpoint.name(cursor.images), state, cursor)
+
+    Reader._share = told
+    return learn(job, rank, world, state, cursor, save, leaving)
+
+
+def seen(folder, name, world):
+    """The images of every step: the last attempt's, where a step was taken twice."""
+    steps = {}
+    for rank in range(world):
+        for line in (folder / f"{name}-seen-{rank}.jsonl").read_text().splitlines():
+            entry = json.loads(line)
+            steps[entry["start"], rank] = entry["image_ids"]
+    return steps
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """Folder of a training by one worker that nothing broke off."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    make_table(folder)
+    run(1, learn_in, folder, "unbroken", STEPS, ["trainer.profile_steps=2"])
+    return folder
+
+
+KINDS = {
+    "unconditional": ["condition.embedding_tokens=0", "condition.labels=false"],
+    "labels": ["condition.embedding_tokens=0"],
+    "patches-mask": ["condition.patches=true", "latents.patch_grid=2", "condition.mask=true", "latents.masks=2"],
+    "dit": ["denoiser.architecture=dit", "denoiser.width=32", "denoiser.layers=2"],
+    "edm": ["objective.process=edm"],
+    "flow": ["objective.process=flow", "objective.loss=huber"],
+    "checkpointing": ["trainer.activation_checkpointing=true", "trainer.channels_last=false", "trainer.micro_batch=5"],
+    "constant": ["trainer.schedule=constant", "trainer.ema_halflife_images=[50,200]", "objective.loss=l1"],
+}
+
+
+def learn_each(rank, world, folder):
+    """Names of the parameters that no step moved, by kind of generator.
+
+    But for those of the queries where there is a lone token, which does not depend on them.
+    """
+    from conftest import TINY
+
+    from pipelines.generator.latents.dataset import latent_spec
+    from pipelines.generator.training.loop import Job
+    from pipelines.graph.compose import load_settings
+
+    still = {}
+    for kind, options in KINDS.items():
+        assert learn_in(rank, world, folder, kind, 10, [*options, "trainer.warmup_images=0"]) is None
+        job = Job(load_settings(*TINY, *options), "", Folder(""), Folder(str(folder / "latents")), [0.0] * 4, [1.0] * 4)
+        fresh = job.denoiser(latent_spec(job.latents)).state_dict()
+        learnt = checkpoint.load(folder / kind / "checkpoints" / checkpoint.name(10 * BATCH), "a fingerprint")[0]
+        still[kind] = [name for name, value in learnt["model"].items() if torch.equal(value, fresh[name])
+                       and not (kind in ("unconditional", "labels") and name.endswith("0.norm2.weight"))]
+    return still
+
+
+def test_every_parameter_of_every_kind_of_generator_learns(tmp_path):
+    make_table(tmp_path)
+    [still] = run(1, learn_each, tmp_path)
+    assert still == {kind: [] for kind in KINDS}
+    for kind in KINDS:
+        last = read_journal(Folder(str(tmp_path / kind)))[-1]
+        assert (last["images"], last["skipped"]) == (10 * BATCH, 0)
+        assert 0 < last["loss"] < 2
+
+
+def test_a_window_of_steps_is_traced(unbroken):
+    trace = json.loads((unbroken / "unbroken" / "profile" / "trace.json").read_text())
+    assert sum(event.get("name", "").startswith("ProfilerStep#") for event in trace["traceEvents"]) >= 2
+
+
+def held_out(rank, world, folder):
+    """Loss at fixed noise of the weights before training and after it; the second measured twice."""
+    from conftest import TINY
+
+    from pipelines.generator.latents.dataset import Reader, latent_spec
+    from pipelines.generator.settings import CONDITIONS
+    from pipelines.generator.training.loop import Job
+    from pipelines.generator.training.validate import held_out_losses
+    from pipelines.graph.compose import load_settings
+
+    job = Job(load_settings(*TINY, "validate.images=40"), "", Folder(""), Folder(str(folder / "latents")), [0.0] * 4,
+              [1.0] * 4)
+    reader, denoiser = Reader(job.latents, 0, ["sick"], CONDITIONS), job.denoiser(latent_spec(job.latents)).eval()
+    losses = [held_out_losses(job, denoiser, reader)[0]]
+    last = checkpoint.load(folder / "unbroken" / "checkpoints" / checkpoint.name(STEPS * BATCH), "a fingerprint")[0]
+    denoiser.load_state_dict(last["model"])
+    return [loss.numpy() for loss in [*losses, *(held_out_losses(job, denoiser, reader)[0] for _ in range(2))]]
+
+
+def test_the_loss_at_fixed_noise_repeats_and_falls_with_training(unbroken):
+    [(before, after, again)] = run(1, held_out, unbroken)
+    assert len(before) == 40
+    np.testing.assert_array_equal(after, again)
+    assert after.mean() < 0.9 * before.mean()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_hundred_steps_are_fifty_a_kill_and_fifty(unbroken, tmp_path, world):
+    make_table(tmp_path)
+    children, _results = start(world, learn_in, tmp_path, "broken", STEPS)
+    half = tmp_path / "broken" / "checkpoints" / checkpoint.name(50 * BATCH)
+    deadline = time.monotonic() + 200
+    while not (half / checkpoint.STATE).exists():
+        assert time.monotonic() < deadline
+        assert all(child.is_alive() for child in children), "training was over before it could be killed"
+        time.sleep(0.002)
+    for child in children:
+        os.kill(child.pid, signal.SIGKILL)
+    run(world, learn_in, tmp_path, "broken", STEPS)
+
+    found, expected = seen(tmp_path, "broken", world), seen(unbroken, "unbroken", 1)
+    assert {begin: [*images, *found.get((begin, 1), [])] for (begin, rank), images in found.items() if rank == 0} \
+        == {begin: images for (begin, _), images in expected.items()}
+    counts = Counter(image for images in found.values() for image in images)
+    assert counts == {f"image-{k}": STEPS * BATCH // IMAGES for k in range(IMAGES)}
+    two_epochs = Counter(image for (begin, _), images in found.items() if begin < 2 * IMAGES for image in images)
+    assert set(two_epochs.values()) == {2}
+    assert len(two_epochs) == IMAGES
+    one, other = read_journal(Folder(str(unbroken / "unbroken"))), read_journal(Folder(str(tmp_path / "broken")))
+    assert [entry["images"] for entry in one] == [entry["images"] for entry in other]
+    assert [entry["loss"] for entry in one] == pytest.approx([entry["loss"] for entry in other], rel=1e-4)
+    last = checkpoint.name(STEPS * BATCH)
+    first, second = (checkpoint.load(folder / "checkpoints" / last, "a fingerprint")[0]
+                     for folder in (unbroken / "unbroken", tmp_path / "broken"))
+    for part, tensors in first.items():
+        one, other = (torch.cat([side[part][key].flatten() for key in tensors]) for side in (first, second))
+        gap = (one - other).norm() / one.norm()
+        assert gap <= (0 if world == 1 else 0.05), part  # to the last bit, where nothing is added up in another order
+
+
+def test_poisoned_batches_are_skipped_counted_and_end_the_training_with_their_ids(tmp_path):
+    make_table(tmp_path, poisoned=[7])
+    first, again, left = run(1, three_times, tmp_path)[0]
+    assert first is None
+    lines = [json.loads(line) for line in (tmp_path / "some" / "skipped.jsonl").read_text().splitlines()]
+    assert len(lines) == 2  # once in each of two epochs
+    assert all("image-7" in line["image_ids"] and len(line["image_ids"]) == BATCH for line in lines)
+    entries = read_journal(Folder(str(tmp_path / "some")))
+    assert entries[-1]["skipped"] == 2
+    assert all(math.isfinite(entry["loss"]) for entry in entries)
+    state, cursor = checkpoint.load(tmp_path / "some/checkpoints" / checkpoint.name(2 * IMAGES), "a fingerprint")
+    assert cursor.steps == 2 * IMAGES // BATCH - 2
+    assert all(value.isfinite().all() for tensors in state.values() for value in tensors.values())
+    assert "in 1 batches" in again
+    assert "skipped.jsonl" in again
+    assert left == [5, 10]
+
+
+def three_times(rank, world, folder):
+    """Why training stops where two bad batches are allowed, and where none is; and, in the same process, at which steps
+    a checkpoint is written where the node is to be taken away."""
+    some = learn_in(rank, world, folder, "some", 10, ["trainer.max_skipped=2"])
+    none = learn_in(rank, world, folder, "none", 10, ["trainer.max_skipped=0"])
+    learn_in(rank, world, folder, "left", 10, leaving=lambda: True)
+    names = Folder(str(folder / "left" / "checkpoints")).names()
+    return some, none, [checkpoint.images_of(name) // BATCH for name in names]
+
+
+def read_shared(rank, world, folder):
+    """The table as this worker has it, and what of it lies in files without a name."""
+    from pipelines.generator.latents.dataset import Reader
+
+    reader = Reader(Folder(str(folder / "latents")), 0, ["sick"], ["embedding"], run=Folder(str(folder)))
+    nameless = [line for line in Path("/proc/self/maps").read_text().splitlines()
+                if "rayograph-" in line and line.endswith("(deleted)")]
+    return reader.mean[:], reader.given["embedding"][:], reader.given["labels"], len(nameless)
+
+
+def test_the_workers_of_a_node_hold_the_latents_once_in_files_that_leave_nothing_behind(tmp_path, monkeypatch):
+    make_table(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "aside"))
+    (tmp_path / "aside").mkdir()
+    [alone] = run(1, read_shared, tmp_path)
+    both = run(2, read_shared, tmp_path)
+    assert alone[-1] == 0
+    for shared in both:
+        assert shared[-1] == 3  # means, log-variances, embeddings
+        for one, other in zip(alone[:-1], shared[:-1], strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert not list((tmp_path / "aside").glob("rayograph-*"))

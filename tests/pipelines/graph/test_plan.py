@@ -1,0 +1,353 @@
+import copy
+import dataclasses
+import functools
+
+import pytest
+
+from pipelines.graph import run
+from pipelines.graph.compose import load_settings
+from pipelines.graph.plan import Plan
+from pipelines.graph.settings import StageSpec
+
+UPSTREAM = {"ingest", "autoencoder", "encoder", "latents"}
+
+composed = functools.cache(load_settings)
+
+
+@pytest.fixture
+def compose(tmp_path):
+    """Settings with these overrides; nothing here runs a stage of the real graph, so the demo's size does."""
+
+    def settings(*overrides: str):
+        found = copy.deepcopy(composed("storage=/unset", "name=run", *overrides))
+        if found.storage == "/unset":
+            found.storage = str(tmp_path / "runs")
+        return found
+
+    return settings
+
+
+def prints(settings):
+    plan = Plan(settings)
+    return {stage: plan.fingerprint(stage) for stage in settings.graph}
+
+
+@pytest.fixture
+def changed(compose):
+    """The stages whose fingerprint differs once these overrides are given."""
+
+    def compare(*overrides: str) -> set[str]:
+        before, after = prints(compose()), prints(compose(*overrides))
+        return {stage for stage in before if before[stage] != after[stage]}
+
+    return compare
+
+
+def test_fingerprints_are_the_same_in_the_next_process(compose):
+    assert prints(compose()) == prints(compose())
+    assert len(set(prints(compose()).values())) == len(compose().graph)
+
+
+@pytest.mark.parametrize("override", ["data.size=32", "data.images=161", "seed=1", "data.deduplicate=false"])
+def test_what_changes_the_images_changes_every_stage(changed, compose, override):
+    assert changed(override) == set(compose().graph)
+
+
+def test_the_denoisers_settings_leave_what_is_before_it(changed, compose):
+    everything = set(compose().graph)
+    for override in ("trainer.lr=0.5", "denoiser.layers=2", "condition.drop_mask=0.5", "trainer.best=val_loss",
+                     "objective.min_snr=null", "trainer.precision=fp32"):
+        assert changed(override) == everything - UPSTREAM
+    assert changed("encoder.lr=0.5") == everything - {"ingest", "autoencoder"}
+    assert changed("autoencoder.kl_weight=0.5") == everything - {"ingest", "encoder"}
+    assert changed("sample.guidance=5") == everything - UPSTREAM - {"train"}
+    assert changed("publish.license=mit") == {"publish"}
+
+
+@pytest.mark.parametrize("override", [
+    "trainer.workers=2", "trainer.zero_stage=3", "trainer.checkpoint_every=7", "trainer.keep_checkpoints=9",
+    "trainer.log_every=11", "trainer.max_failures=0", "trainer.micro_batch=16", "trainer.offload=true",
+    "trainer.compile=true", "trainer.milestone_every=5", "trainer.boards=[]", "validate.images=3",
+    "sample.actors=3", "encoder.checkpoint_seconds=1",
+    "changed=redo", "name=another", "profile=demo",
+])
+def test_how_a_stage_is_run_changes_nothing(changed, override):
+    assert changed(override) == set()
+
+
+def test_a_folders_contents_change_its_ingest(tmp_path, compose):
+    (tmp_path / "xrays").mkdir()
+    (tmp_path / "xrays" / "a.png").write_bytes(b"x")
+    settings = compose("data=folder", f"data.root={tmp_path / 'xrays'}")
+    before = prints(settings)
+    assert prints(settings) == before
+    (tmp_path / "xrays" / "b.png").write_bytes(b"x")
+    assert not set(prints(settings).values()) & set(before.values())
+
+
+def finish(settings, *stages):
+    """Leave what these stages leave, without their work."""
+    plan = Plan(settings)
+    for stage in (name for name in run.order(settings) if name in stages):
+        plan.begin(stage, redo=False)
+        (plan.folder / stage).write_json("stage.json", {"fingerprint": plan.fingerprint(stage), "metrics": {}})
+
+
+def test_done_means_done_with_these_settings(compose):
+    finish(compose(), *UPSTREAM)
+    assert all(Plan(compose()).is_done(stage) for stage in UPSTREAM)
+    assert all(Plan(compose("trainer.lr=0.5")).is_done(stage) for stage in UPSTREAM)
+    assert not any(Plan(compose("data.size=32")).is_done(stage) for stage in UPSTREAM)
+    assert not Plan(compose()).is_done("train")
+
+
+def test_a_begun_stage_is_not_done_and_goes_on(compose):
+    plan = Plan(compose())
+    plan.begin("ingest", redo=False)
+    (plan.folder / "ingest" / "images").write("part-00000.parquet", b"")
+    assert not plan.is_done("ingest")
+    plan.begin("ingest", redo=False)
+    assert (plan.folder / "ingest" / "images").names() == ["part-00000.parquet"]
+
+
+def test_other_settings_are_refused_and_named(compose):
+    finish(compose(), "ingest")
+    with pytest.raises(ValueError, match=r"data\.size 64 → 32") as refused:
+        Plan(compose("data.size=32")).begin("ingest", redo=False)
+    assert "changed=redo" in str(refused.value)
+    assert compose().storage in str(refused.value)
+    assert Plan(compose()).is_done("ingest"), "nothing was touched"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_redo_clears_what_other_settings_made(compose, finished):
+    plan = Plan(compose())
+    plan.begin("ingest", redo=False)
+    if finished:
+        finish(compose(), "ingest")
+    (plan.folder / "ingest" / "images").write("part-00000.parquet", b"")
+    other = Plan(compose("data.size=32"))
+    with pytest.raises(ValueError, match=r"data\.size"):
+        other.begin("ingest", redo=False)
+    other.begin("ingest", redo=True)
+    assert (plan.folder / "ingest").names() == ["begun.json"]
+    assert not plan.is_done("ingest")
+    assert not other.is_stale("ingest")
+    assert plan.is_stale("ingest")
+
+
+def test_a_clearing_that_was_killed_leaves_nothing_to_build_on(compose):
+    """begun.json may be the first file to go: the shards beside it are still of other settings."""
+    plan = Plan(compose())
+    (plan.folder / "ingest" / "images").write("part-00000.parquet", b"")
+    assert plan.is_stale("ingest")
+    with pytest.raises(ValueError, match=r"/ingest"):
+        plan.begin("ingest", redo=False)
+    plan.begin("ingest", redo=True)
+    assert (plan.folder / "ingest").names() == ["begun.json"]
+
+
+def test_a_clearing_that_was_killed_is_not_gone_on_with_under_the_first_settings(compose, monkeypatch):
+    """Whatever `begin` removes before it clears, the settings that made the folder must not find it half empty."""
+    finish(compose(), "ingest")
+    plan = Plan(compose())
+    (plan.folder / "ingest" / "images").write("part-00000.parquet", b"")
+    (plan.folder / "ingest" / "quarantine").write("part-00000.parquet", b"")
+
+    def killed(folder):
+        folder.filesystem.delete_dir(f"{folder.path}/quarantine")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(plan.folder), "clear", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Plan(compose("data.size=32")).begin("ingest", redo=True)
+    monkeypatch.undo()
+    assert not Plan(compose()).is_done("ingest")
+    Plan(compose()).begin("ingest", redo=True)
+    assert (plan.folder / "ingest").names() == ["begun.json"]
+
+
+def test_what_was_made_of_a_stages_earlier_work_is_not_taken_for_made_of_its_next(compose):
+    """Settings A, then B, then A again: A's encoder is trained anew, and A's old latents are not of it."""
+    everything = run.order(compose())
+    finish(compose(), *everything)
+    (Plan(compose()).folder / "latents").write("part-00000.parquet", b"")
+    Plan(compose("encoder.lr=0.5")).begin("encoder", redo=True)
+    plan = Plan(compose())
+    plan.begin("encoder", redo=True)
+    assert [stage for stage in everything if plan.is_done(stage)] == ["ingest", "autoencoder"]
+    with pytest.raises(ValueError, match="latents"):
+        plan.begin("latents", redo=False)
+
+
+def test_a_damaged_record_is_named(compose):
+    finish(compose(), "ingest")
+    (Plan(compose()).folder / "ingest").write("stage.json", b"")
+    with pytest.raises(RuntimeError, match=r"ingest/stage\.json is damaged"):
+        Plan(compose()).is_done("ingest")
+
+
+def test_another_salt_is_other_settings(compose, monkeypatch):
+    before = Plan(compose()).fingerprint("ingest")
+    monkeypatch.setenv("RAYOGRAPH_SALT", "of our own")
+    assert Plan(compose()).fingerprint("ingest") != before
+    assert "of our own" not in str(Plan(compose()).chosen("ingest"))
+
+
+def test_a_missing_input_is_named_with_the_command_that_makes_it(compose):
+    with pytest.raises(ValueError, match=r"train needs autoencoder.*`rayograph autoencoder`"):
+        Plan(compose()).check_inputs("train")
+    finish(compose(), *UPSTREAM)
+    Plan(compose()).check_inputs("train")
+
+
+def test_an_input_of_other_settings_is_named_with_what_differs(compose):
+    finish(compose(), "ingest", "autoencoder", "encoder")
+    with pytest.raises(ValueError, match=r"latents needs encoder.*encoder\.lr .* → 0\.5"):
+        Plan(compose("encoder.lr=0.5")).check_inputs("latents")
+
+
+def test_an_input_whose_own_input_changed_is_named(compose):
+    finish(compose(), "ingest", "autoencoder", "encoder")
+    with pytest.raises(ValueError, match=r"latents needs ingest.*data\.size"):
+        Plan(compose("data.size=32")).check_inputs("latents")
+    with pytest.raises(ValueError, match=r"train needs autoencoder.*inputs"):
+        Plan(compose("data.size=32")).check_inputs("train")
+
+
+def test_stages_come_after_what_they_need(compose):
+    settings = compose()
+    stages = run.order(settings)
+    assert sorted(stages) == sorted(settings.graph)
+    for stage, spec in settings.graph.items():
+        assert all(stages.index(need) < stages.index(stage) for need in spec.needs)
+    settings.graph = dict(reversed(settings.graph.items()))
+    assert run.order(settings)[0] == "ingest"
+
+
+def test_circles_and_unknown_stages_in_the_graph_are_named(compose):
+    settings = compose()
+    settings.graph["ingest"] = dataclasses.replace(settings.graph["ingest"], needs=["report"])
+    with pytest.raises(ValueError, match=r"ingest.*report.*circle"):
+        run.order(settings)
+    with pytest.raises(ValueError, match="circle"):
+        run.run_stages(settings, ["train"], redo=False)
+    settings.graph["ingest"] = StageSpec(run="x:y", needs=["nothing"])
+    with pytest.raises(ValueError, match=r"graph\.ingest\.needs.*'nothing'"):
+        run.order(settings)
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Starting Ray fails the test: these mistakes are found before."""
+    import cluster.session
+
+    def started():
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(cluster.session, "session", started)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_nothing_is_started_where_all_is_done(compose, capsys):
+    finish(compose(), "ingest")
+    assert run.run_stages(compose(), ["ingest"], redo=False) is False
+    assert "ingest" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_mistakes_are_found_before_ray_starts(compose, tmp_path):
+    finish(compose(), "ingest")
+    (tmp_path / "file").write_bytes(b"")
+    for stage, culprit, overrides in [
+        ("ingest", r"data\.size", ["data.size=32"]),
+        ("train", "autoencoder", []),
+        ("ingest", r"data\.root", ["data=folder", "name=new"]),
+        ("ingest", "/no/where", ["data=folder", "data.root=/no/where", "name=new"]),
+        ("ingest", "no_source", ["data.source=no_source", "name=new"]),
+        ("ingest", "file/below", [f"storage={tmp_path}/file/below"]),
+    ]:
+        with pytest.raises(ValueError, match=culprit):
+            run.run_stages(compose(*overrides), [stage], redo=False)
+
+
+def work(stage):
+    """A stage function that counts its calls, and is killed the first time it is told to."""
+    stage.folder.write(f"call-{len(stage.folder.names('.call'))}.call", b"")
+    if stage.name == "second" and stage.settings.publish.license == "killed" and len(stage.folder.names(".call")) == 1:
+        raise RuntimeError("killed")
+    return {"images": 1}
+
+
+@pytest.fixture
+def small_graph(compose, monkeypatch):
+    """Two stages of no work, and no Ray."""
+    import contextlib
+
+    import cluster.session
+
+    monkeypatch.setattr(cluster.session, "session", lambda: contextlib.nullcontext(cluster.session.Resources(2, 0, 2)))
+
+    def small(*overrides):
+        settings = compose(*overrides)
+        settings.graph = {
+            "first": StageSpec(run=f"{__name__}:work", settings=["evaluate"]),
+            "second": StageSpec(run=f"{__name__}:work", needs=["first"], settings=["publish"]),
+        }
+        return settings
+
+    return small
+
+
+def calls(settings):
+    return [len((Plan(settings).folder / stage).names(".call")) for stage in ("first", "second")]
+
+
+def test_each_stage_works_once(small_graph):
+    settings = small_graph()
+    assert run.run_all(settings) is True
+    assert calls(settings) == [1, 1]
+    assert run.run_all(settings) is False
+    assert calls(settings) == [1, 1]
+    record = Plan(settings).record("second")
+    assert record["metrics"]["images"] == 1
+    assert record["metrics"]["seconds"] >= 0
+    assert record["settings"]["publish.license"] == "other"
+    assert record["inputs"] == {"first": Plan(settings).fingerprint("first")}
+
+
+def test_a_stage_that_failed_is_not_done_and_is_taken_up_again(small_graph):
+    settings = small_graph("publish.license=killed")
+    with pytest.raises(RuntimeError, match="killed"):
+        run.run_all(settings)
+    assert Plan(settings).is_done("first")
+    assert not Plan(settings).is_done("second")
+    run.run_all(settings)
+    assert calls(settings) == [1, 2]
+    assert Plan(settings).is_done("second")
+
+
+def test_the_whole_path_redoes_only_what_changed(small_graph):
+    run.run_all(small_graph())
+    run.run_all(settings := small_graph("publish.license=mit"))
+    assert calls(settings) == [1, 1], "the second began in a cleared folder"
+    assert Plan(settings).is_done("second")
+    run.run_all(settings := small_graph("publish.license=mit", "evaluate.images=7"))
+    assert Plan(settings).is_done("first")
+    assert Plan(settings).is_done("second")
+
+
+def test_refuse_stops_before_anything_is_cleared(small_graph):
+    run.run_all(small_graph())
+    with pytest.raises(ValueError, match=r"publish\.license"):
+        run.run_all(small_graph("publish.license=mit", "changed=refuse"))
+    assert Plan(small_graph()).is_done("second")
+
+
+def test_one_stage_refuses_unless_told_to_redo(small_graph):
+    run.run_all(small_graph())
+    other = small_graph("publish.license=mit")
+    with pytest.raises(ValueError, match=r"publish\.license"):
+        run.run_stages(other, ["second"], redo=False)
+    assert run.run_stages(other, ["second"], redo=True) is True
+    assert Plan(other).is_done("second")

@@ -1,0 +1,99 @@
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cluster.storage import Folder
+from pipelines.tables import parquet as tables
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(str(tmp_path / "shards"))
+
+
+def rows(*ids, split="train"):
+    return pa.table({"id": pa.array(ids, pa.int64()), "split": pa.array([split] * len(ids), pa.string())})
+
+
+@pytest.mark.parametrize(("n", "size", "shards"), [(0, 4, 0), (1, 4, 1), (4, 4, 1), (5, 4, 2), (8, 4, 2)])
+def test_shard_count(n, size, shards):
+    assert tables.shard_count(n, size) == shards
+
+
+def test_pending_shards_are_those_not_committed(folder):
+    assert tables.pending_shards(folder, 3) == [0, 1, 2]
+    tables.write_shard(folder, 1, rows(1))
+    tables.write_shard(folder, 2, rows())  # a shard of refused images only is done too
+    open(f"{folder.uri}/.{tables.shard_name(0)}.abc.tmp", "wb").close()
+    assert tables.pending_shards(folder, 3) == [0]
+
+
+def test_a_shard_written_twice_is_there_once(folder):
+    tables.write_shard(folder, 0, rows(1, 2))
+    tables.write_shard(folder, 0, rows(1, 2))
+    assert tables.read_table(folder)["id"].to_pylist() == [1, 2]
+
+
+def test_shards_are_read_in_order_by_column_and_split(folder):
+    tables.write_shard(folder, 11, rows(5))
+    tables.write_shard(folder, 2, rows(3, 4, split="val"))
+    tables.write_shard(folder, 1, rows(1, 2))
+    assert tables.read_table(folder)["id"].to_pylist() == [1, 2, 3, 4, 5]
+    assert tables.read_table(folder, ["id"]).column_names == ["id"]
+    assert tables.read_table(folder, ["id"], split="val")["id"].to_pylist() == [3, 4]
+    assert tables.read_table(folder, split="test").num_rows == 0
+    assert tables.read_table(Folder(folder.uri + "-none")).num_rows == 0
+
+
+def test_a_shard_is_plain_parquet(folder):
+    tables.write_shard(folder, 3, rows(7))
+    assert pq.read_table(f"{folder.uri}/part-00003.parquet").to_pydict() == {"id": [7], "split": ["train"]}
+
+
+def test_labels_that_are_not_asked_for_are_left_out():
+    table = pa.table({"labels": [["b"], ["rare", "a"], []]})
+    np.testing.assert_array_equal(tables.multi_hot(table, ["a", "b"]), [[0, 1], [1, 0], [0, 0]])
+    assert tables.known_labels(table) == ["a", "b", "rare"]
+
+
+def test_png_and_pixels_are_inverse():
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16), np.uint8)
+    table = pa.table({"image": [tables.png(image) for image in images]})
+    np.testing.assert_array_equal(tables.pixels(table), images[:, None])
+    assert tables.pixels(table.slice(0, 0)).shape[0] == 0
+    assert Image.open(io.BytesIO(tables.png(images[0])["bytes"])).mode == "L"
+
+
+def test_labels():
+    table = pa.table({"labels": pa.array([["b"], [], ["a", "b"]], pa.list_(pa.string()))})
+    assert tables.known_labels(table) == ["a", "b"]
+    assert tables.multi_hot(table, ["a", "b"]).tolist() == [[0, 1], [0, 0], [1, 1]]
+
+
+def test_tensors_come_back_in_shape(folder):
+    values = np.arange(24, dtype=np.float16).reshape(2, 3, 2, 2)
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(values)
+    tables.write_shard(folder, 0, pa.table({"latent": column}))
+    tables.write_shard(folder, 1, pa.table({"latent": column}))
+    np.testing.assert_array_equal(tables.tensors(tables.read_table(folder), "latent"), np.concatenate([values] * 2))
+
+
+def test_tensors_of_one_split_come_in_the_order_of_the_shards(folder):
+    values = np.random.default_rng(0).standard_normal((30, 2, 3)).astype(np.float16)
+    splits = [("train", "val", "train")[k % 3] if k < 20 else "train" for k in range(30)]
+    for shard in range(3):
+        part = slice(10 * shard, 10 * shard + 10)
+        tables.write_shard(folder, shard, pa.table({
+            "x": pa.FixedShapeTensorArray.from_numpy_ndarray(values[part]), "split": splits[part],
+            "labels": [["a"] if k % 2 else ["a", "b"] for k in range(10)]}))
+    for split in ("train", "val"):
+        kept = [k for k, of in enumerate(splits) if of == split]
+        arrays, told = tables.read_tensors(folder, ["x"], ["labels"], split)
+        assert np.array_equal(arrays["x"], values[kept])
+        assert told["labels"].to_pylist() == [["a"] if k % 2 else ["a", "b"] for k in kept]
+        assert tables.known_labels(told) == ["a", "b"]
+        assert tables.multi_hot(told, ["b", "c"]).tolist() == [[float(k % 2 == 0), 0.0] for k in kept]

@@ -1,0 +1,136 @@
+"""A binary classifier of radiographs: what it is, how it learns, and the figures it is judged by.
+
+It is a small residual network (He et al. 2016, arXiv 1512.03385) on the images, or a head on the embeddings of a frozen
+encoder. Images are not mirrored in training: the heart is on the left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import kornia.augmentation as K
+import numpy as np
+import torch
+from safetensors.torch import save
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.functional.classification import (
+    binary_accuracy,
+    binary_auroc,
+    binary_f1_score,
+    binary_precision_recall_curve,
+)
+
+from cluster.session import device
+from cluster.storage import Folder
+from pipelines.graph.stage import Metrics
+from pipelines.learning.precision import to_device
+from pipelines.learning.settings import Fitting
+from pipelines.learning.small_loop import fit
+
+HEAD_WIDTH = 128
+NEUTRAL_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs, uint8 images (N, 1, H, W) or float32 embeddings (N, D), and whether each shows the target, bool (N,)."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def residual_network(channels: list[int]) -> nn.Module:
+    """One basic block a level over one-channel images, the first at half the side and each next one at half of that.
+
+    Unlike an ImageNet stem, its 3×3 stem has no pooling after it: 64-pixel images keep 32×32 features.
+    Images are floats in [0, 1] (B, 1, H, W), logits (B, 1).
+    """
+    blocks = tuple(ByoBlockCfg("basic", d=1, c=width, s=2 if level else 1, gs=0, br=1.0)
+                   for level, width in enumerate(channels))
+    shape = ByoModelCfg(blocks=blocks, stem_type="3x3", stem_pool="", stem_chs=channels[0])
+    return ByobNet(shape, num_classes=1, in_chans=1).to(memory_format=torch.channels_last)
+
+
+def embedding_head(width: int) -> nn.Module:
+    """Two-layer perceptron from embeddings (B, width) to logits (B, 1)."""
+    return nn.Sequential(nn.Linear(width, HEAD_WIDTH), nn.GELU(), nn.Dropout(0.1), nn.Linear(HEAD_WIDTH, 1))
+
+
+def augmentation() -> nn.Module:
+    """Small shifts and scalings of the body and changes of the exposure, each image's its own."""
+    return nn.Sequential(
+        K.RandomAffine(degrees=5, translate=(0.06, 0.06), scale=(0.9, 1.1), padding_mode="border", p=1.0),
+        K.RandomBrightness((0.85, 1.15), p=0.8),
+        K.RandomContrast((0.8, 1.2), p=0.8),
+    )
+
+
+def to_tensor(inputs: np.ndarray) -> Tensor:
+    """Images as floats in [0, 1], or embeddings as they are, on the device."""
+    return to_device(inputs, device()) if inputs.dtype == np.uint8 else torch.from_numpy(inputs).to(device())
+
+
+def train(model: nn.Module, examples: Examples, settings: Fitting, seed: int, folder: Folder) -> None:
+    """Minimise the binary cross-entropy over `settings.images` examples, repeats counted; ends in evaluation mode.
+
+    Args:
+        folder: Takes the checkpoint it resumes from, and metrics.jsonl.
+
+    Raises:
+        FloatingPointError: The loss is no finite number.
+    """
+    augment = augmentation() if examples.inputs.dtype == np.uint8 else nn.Identity()
+    targets = torch.from_numpy(examples.targets).float().to(device())
+
+    def loss(rows: np.ndarray, progress: float) -> dict[str, Tensor]:
+        logits = model(augment(to_tensor(examples.inputs[rows]))).float().squeeze(1)
+        return {"loss": F.binary_cross_entropy_with_logits(logits, targets[torch.from_numpy(rows).to(device())])}
+
+    model.train()
+    fit(model, loss, settings, len(examples), seed, folder)
+    model.eval()
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, inputs: np.ndarray, batch: int) -> Tensor:
+    """Probability of the target, float32 (N,) on the host; not in bfloat16, whose many ties would blur the AUC."""
+    parts = [model(to_tensor(inputs[i : i + batch])).squeeze(1).sigmoid().cpu() for i in range(0, len(inputs), batch)]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def best_threshold(scores: Tensor, targets: Tensor) -> float:
+    """The threshold in [0, 1] above which calling `scores` (N,) positive gives the highest F1.
+
+    It lies midway between two neighbouring scores. Where `targets` (N,) are all alike F1 ranks nothing: then 0.5.
+    """
+    if targets.unique().numel() < 2:
+        return NEUTRAL_THRESHOLD
+    precision, recall, thresholds = binary_precision_recall_curve(scores, targets.int())
+    f1 = 2 * precision * recall / (precision + recall).clamp_min(1e-12)
+    best = int(f1[: len(thresholds)].argmax())
+    below = thresholds[best - 1].item() if best else 0.0
+    return (thresholds[best].item() + below) / 2
+
+
+def judge(model: nn.Module, val: Examples, test: Examples, batch: int) -> Metrics:
+    """AUC, F1 and accuracy on `test`, the latter two at the threshold of the highest F1 on `val`.
+
+    `test` must hold both classes.
+    """
+    threshold = best_threshold(probabilities(model, val.inputs, batch), torch.from_numpy(val.targets))
+    scores, targets = probabilities(model, test.inputs, batch), torch.from_numpy(test.targets).int()
+    return {"auc": round(binary_auroc(scores, targets).item(), 4),
+            "f1": round(binary_f1_score(scores, targets, threshold).item(), 4),
+            "accuracy": round(binary_accuracy(scores, targets, threshold).item(), 4),
+            "threshold": round(threshold, 4)}
+
+
+def save_weights(folder: Folder, model: nn.Module, **about: str) -> None:
+    """model.safetensors, with `about` as its metadata."""
+    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    folder.write("model.safetensors", save(weights, about))
