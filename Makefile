@@ -6,7 +6,7 @@ DATA   ?=
 NAME   ?= demo
 STORAGE ?= runs
 
-.PHONY: help setup demo test test-slow lint bench bench-gpu clean
+.PHONY: help setup demo test test-slow lint docs bench bench-gpu clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ test-slow: setup ## Both demos with their goals, two workers under every ZeRO st
 lint: setup ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: setup ## docs/settings.md, from the settings' own sentences
+	$(BIN)/python -m pipelines.graph.help > docs/settings.md
 
 bench: setup ## Speed against named baselines: one JSON line a figure
 	$(BIN)/python -m tests.bench

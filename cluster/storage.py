@@ -66,7 +66,12 @@ class Folder:
             from cluster import s3
 
             return s3.filesystem(), self.uri.removeprefix("s3://")
-        return (fs.LocalFileSystem(), self.uri) if self.is_local else fs.FileSystem.from_uri(self.uri)
+        if self.is_local:
+            return fs.LocalFileSystem(), self.uri
+        try:
+            return fs.FileSystem.from_uri(self.uri)
+        except ValueError as error:  # pyarrow's ArrowInvalid
+            raise UserError(f"{self.uri}: {error}") from error
 
     @property
     def filesystem(self) -> FileSystem:

@@ -73,7 +73,7 @@ def _hydra(command: str, overrides: list[str]) -> int:
 
     register_schema()
     codes: list[int] = []
-    written: set[tuple[str, str]] = set()
+    written: set[str] = set()  # folders of the runs of this command
     wants_help = not {"-h", "--help"}.isdisjoint(overrides)
 
     def task(config: Any) -> None:
@@ -82,13 +82,7 @@ def _hydra(command: str, overrides: list[str]) -> int:
 
             print(stage_help(command, config))
             return
-        place = (str(config.storage), str(config.name))
-        if place in written:
-            codes.append(mistake(f"--multirun would write {config.name} twice; put what differs into its name, as in "
-                                 "name='lr-${trainer.lr}'"))
-            return
-        written.add(place)
-        codes.append(_execute(command, config))
+        codes.append(_execute(command, config, written))
 
     sys.argv = [f"rayograph {command}", *(one for one in overrides if one not in ("-h", "--help"))]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
@@ -105,13 +99,19 @@ def _hydra(command: str, overrides: list[str]) -> int:
     return max(codes, default=0)
 
 
-def _execute(command: str, config: Any) -> int:
-    """Run one command under one configuration; returns the exit code."""
+def _execute(command: str, config: Any, written: set[str]) -> int:
+    """Run one command under one configuration, into a folder that is not yet `written`; returns the exit code."""
     from cluster.errors import UserError
     from pipelines.graph import compose, run
+    from pipelines.graph.stage import run_folder
 
     try:
         settings = compose.to_settings(config)
+        folder = run_folder(settings)
+        if folder.uri in written:
+            raise UserError(f"--multirun would write {folder.uri} twice; put what differs into its name, as in "
+                            "name='lr-${trainer.lr}'")
+        written.add(folder.uri)
         if settings.report and command != "latents":
             raise UserError("report=true applies only to `rayograph latents`")
         if command == "run":
@@ -128,9 +128,8 @@ def _execute(command: str, config: Any) -> int:
         run.run_stages(settings, nodes, redo=settings.changed == "redo")
         if settings.report:
             from pipelines.generator.latents.report import latents_report
-            from pipelines.graph.stage import run_folder
 
-            print(latents_report(run_folder(settings)))
+            print(latents_report(folder))
         return 0
     except UserError as error:
         return mistake(str(error))

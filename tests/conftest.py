@@ -26,6 +26,11 @@ TINY = (
 )
 
 
+def empty(folder) -> None:
+    """Remove all that a folder holds, whoever's it is."""
+    folder.filesystem.delete_dir_contents(folder.path, missing_dir_ok=True)
+
+
 @pytest.fixture
 def tiny(tmp_path):
     """Settings of a phantom run that takes seconds; more overrides may be given."""

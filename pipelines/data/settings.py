@@ -57,8 +57,9 @@ class Data:
     shard_rows: int = 512
     """Images in a file of a table."""
 
-    def __post_init__(self) -> None:
-        if self.root:
+    def resolve_paths(self) -> None:
+        """Make a local root mean the same in every process of a cluster."""
+        if self.root and self.source != "huggingface":  # whose root may be OWNER/NAME of the Hub
             self.root = absolute(self.root)
 
     def check(self) -> None:

@@ -30,8 +30,9 @@ from pipelines.generator.training.deepspeed import Tensors
 from pipelines.generator.training.loop import Job
 from pipelines.graph.settings import Settings
 
-SOURCES = Path(__file__).parent / "components"
-CUSTOM = {Conditioner: "conditioner", Encoder: "encoder", Pixels: "pixels"}  # classes of ours, and their modules
+SOURCES = Path(__file__).parent / "standalone"
+# Classes of ours, and their modules.
+CUSTOM = {Conditioner: "conditioner", Encoder: "image_encoder", Pixels: "pixel_vae"}
 DENOISERS = {"unet": UNet2DConditionModel, "transformer": PixArtTransformer2DModel}
 INDEX = "model_index.json"
 

@@ -64,6 +64,9 @@ def _settings(config: DictConfig) -> Settings:
     sections = {name: kind(**values.pop(name)) for name, kind in section_types().items()}
     settings = Settings(**values, sections=sections)
     settings.storage = absolute(settings.storage)
+    for section in sections.values():
+        if hasattr(section, "resolve_paths"):
+            section.resolve_paths()
     settings.check()
     return settings
 

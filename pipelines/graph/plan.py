@@ -131,6 +131,7 @@ class Plan:
         """
         anew: set[str] = set()  # nodes that start from nothing: what follows from them is made again
         for node in nodes:
+            self.fingerprint(node)  # looks at the raw data: a wrong data.root is told before Ray starts
             follows = bool(anew & set(self.inputs(node)))
             if self.is_done(node) and not follows:
                 continue

@@ -9,6 +9,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import empty
 from pyarrow import fs
 
 from cluster import s3
@@ -40,7 +41,7 @@ def buckets(server, monkeypatch):
         s3.client().create_bucket(Bucket=bucket)
     yield s3.client()
     for bucket in ("xrays", "results"):
-        Folder(f"s3://{bucket}").clear()
+        empty(Folder(f"s3://{bucket}"))
         s3.client().delete_bucket(Bucket=bucket)
     s3.client.cache_clear()
 
@@ -64,7 +65,7 @@ def test_a_folder_on_s3_behaves_as_one_on_disk(buckets, tmp_path):
     (Folder("s3://results") / "back").upload(tmp_path / "copy")
     assert Folder("s3://results/back/images").read("x.png") == b"pixels"
     folder.remove("stage.json")
-    folder.clear()
+    empty(folder)
     assert folder.names() == []
     assert Folder("s3://results").names() == ["back"]
 
@@ -96,7 +97,7 @@ def test_all_pages_of_a_listing_are_read(buckets):
     assert files["1/00001.png"] == 1
     assert Folder("s3://xrays/set").names() == ["0", "1", "2"]
     assert len(Folder("s3://xrays/set/0").names()) == 367
-    Folder("s3://xrays/set").clear()
+    empty(Folder("s3://xrays/set"))
     assert Folder("s3://xrays").names() == []
 
 

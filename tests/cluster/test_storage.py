@@ -1,6 +1,7 @@
 import os
 
 import pytest
+from conftest import empty
 
 from cluster import storage
 from cluster.storage import Folder, absolute
@@ -80,10 +81,10 @@ def test_a_folder_travels_to_other_processes(tmp_path):
 
 def test_clear_removes_all_and_needs_no_folder(tmp_path):
     folder = Folder(str(tmp_path / "x"))
-    folder.clear()
+    empty(folder)
     folder.write("a", b"")
     (folder / "below").write("b", b"")
-    folder.clear()
+    empty(folder)
     assert folder.names() == []
 
 

@@ -6,6 +6,7 @@ import yaml
 
 from pipelines import cli
 from pipelines.graph.compose import load_settings
+from pipelines.graph.declared import declared
 
 
 @pytest.fixture
@@ -43,12 +44,12 @@ def no_ray(monkeypatch):
 def test_help_names_every_stage(rayograph, arguments):
     code, out, err = rayograph(*arguments)
     assert (code, err) == (0, [])
-    for stage in ("run", *cli.STAGES):
+    for stage in ("run", *declared()["stages"]):
         assert stage in out
 
 
 def test_the_stages_of_the_command_are_those_of_the_graph():
-    assert list(cli.STAGES) == list(load_settings().graph)
+    assert list(declared()["stages"]) == list(load_settings().graph)
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version", "nosuchstage"])
@@ -76,8 +77,8 @@ def test_composing_settings_loads_neither_torch_nor_ray(stage):
     ("data.foo", ["ingest", "data.foo=1"]),
     ("trainer.images", ["train", "trainer.images=abc"]),
     ("data.deduplicate", ["ingest", "data.deduplicate=maybe"]),
-    ("data/nosuch", ["ingest", "data=nosuch"]),
-    ("profile/nosuch", ["run", "profile=nosuch"]),
+    ("data=nosuch", ["ingest", "data=nosuch"]),
+    ("profile=nosuch", ["run", "profile=nosuch"]),
     ("seed", ["ingest", "seed"]),
     ("[1", ["ingest", "autoencoder.channels=[1"]),
     ("sample.steps=-1", ["sample", "sample.steps=-1"]),
@@ -111,7 +112,7 @@ def test_composing_settings_loads_neither_torch_nor_ray(stage):
     ("empty", ["ingest", "data=folder", "data.root=empty"]),
     ("file/below", ["ingest", "storage=file/below"]),
     ("nosuch://", ["ingest", "storage=nosuch://x"]),
-    ("circle", ["train", "graph.ingest.needs=[train]"]),
+    ("circle", ["train", "+graph.autoencoder.needs={ingest: train}"]),
     ("`rayograph autoencoder`", ["train"]),
     ("`rayograph ingest`", ["encoder"]),
 ])
@@ -199,10 +200,19 @@ def test_a_sweep_runs_every_setting_and_returns_the_worst_code(rayograph, monkey
 
     seen = []
     monkeypatch.setattr(run, "run_stages", lambda settings, *_, **__: seen.append(settings.seed))
-    code, _, _ = rayograph("ingest", "--multirun", "seed=0,1")
+    code, _, _ = rayograph("ingest", "--multirun", "seed=0,1", "name=s${seed}")
     assert (code, seen) == (0, [0, 1])
-    code, _, _ = rayograph("ingest", "--multirun", "seed=2,-1")
+    code, _, _ = rayograph("ingest", "--multirun", "seed=2,-1", "name=s${seed}")
     assert (code, seen) == (2, [0, 1, 2])
+
+
+def test_a_sweep_does_not_write_one_folder_twice(rayograph, monkeypatch):
+    from pipelines.graph import run
+
+    monkeypatch.setattr(run, "run_stages", lambda *_, **__: True)
+    code, _, err = rayograph("ingest", "--multirun", "seed=0,1")
+    assert code == 2
+    assert "twice" in err[-1]
 
 
 def test_the_installed_command_returns_the_code_and_no_traceback(tmp_path):

@@ -126,7 +126,7 @@ def test_all_arms_learn_an_easy_target(stage):
 def test_a_resumed_stage_keeps_the_arms_that_are_done(stage, monkeypatch):
     write_corpus(stage)
     trained = []
-    monkeypatch.setattr(module, "_make", lambda folder, *rest: trained.append(folder.uri.rpartition("/")[2]) or {})
+    monkeypatch.setattr(module, "train_arm", lambda folder, *rest: trained.append(folder.uri.rpartition("/")[2]) or {})
     done = {"auc": 0.5}
     (stage.folder / "real").write_json(RESULT, done)
     assert finetune(stage)["real"] == done
@@ -135,7 +135,7 @@ def test_a_resumed_stage_keeps_the_arms_that_are_done(stage, monkeypatch):
 
 def test_figures_that_cannot_be_known_are_absent(stage, monkeypatch):
     write_corpus(stage, n=1)
-    monkeypatch.setattr(module, "_make", lambda *work: {"auc": 1.0})
+    monkeypatch.setattr(module, "train_arm", lambda *work: {"auc": 1.0})
     metrics = finetune(stage)
     assert metrics["skipped"] == "the synthetic corpus has no image with opacity"
     assert "real" in metrics

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pydicom
 import pytest
+from conftest import empty
 from PIL import Image
 
 from cluster.session import Resources
@@ -180,7 +181,7 @@ def test_a_run_killed_while_duplicates_move_goes_on_to_the_same_end(xrays, setti
     stage, _ = run(settings())
     whole, outcast = rows(stage), refused(stage)
     for committed in (1, 2):
-        stage.folder.clear()
+        empty(stage.folder)
         write, calls = module.write_shard, []
 
         def killed(folder, index, table, write=write, calls=calls, committed=committed):

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from conftest import empty
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -60,7 +61,7 @@ def measure(tiny, monkeypatch):
     def run(corpus: np.ndarray, *overrides: str, test: np.ndarray = TEST):
         settings = tiny(*overrides)
         stage = Plan(settings).stage("evaluate", Resources(2, 0, 2))
-        (stage.input("ingest") / "images").clear()
+        empty(stage.input("ingest") / "images")
         images = rows(TRAIN, "train", split="train") + rows(test, "test", split="test")
         for index in range(0, len(images), 50):
             write_shard(stage.input("ingest") / "images", index // 50,

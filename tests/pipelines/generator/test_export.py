@@ -121,7 +121,7 @@ def test_only_safetensors_and_code_are_written(folder: Path) -> None:
     assert suffixes == {".json", ".py", ".safetensors"}
     index = json.loads((folder / "model_index.json").read_text())
     custom = [index[name] for name in ("_class_name", "conditioner", "encoder")]
-    assert custom == [["pipeline", "RayographPipeline"], ["conditioner", "Conditioner"], ["encoder", "Encoder"]]
+    assert custom == [["pipeline", "RayographPipeline"], ["conditioner", "Conditioner"], ["image_encoder", "Encoder"]]
 
 
 def test_a_seed_makes_the_image_wherever_it_stands_in_the_batch(folder: Path) -> None:

@@ -1,13 +1,13 @@
 import copy
-import dataclasses
 import functools
 
 import pytest
 
+from cluster.errors import UserError
 from pipelines.graph import run
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
-from pipelines.graph.settings import StageSpec
+from pipelines.graph.settings import Node, StageSpec
 
 UPSTREAM = {"ingest", "autoencoder", "encoder", "latents"}
 
@@ -27,8 +27,13 @@ def compose(tmp_path):
     return settings
 
 
+def plan_of(settings) -> Plan:
+    """The plan of a command that runs all nodes, and so looks at the raw data."""
+    return Plan(settings, looked_at=settings.graph)
+
+
 def prints(settings):
-    plan = Plan(settings)
+    plan = plan_of(settings)
     return {stage: plan.fingerprint(stage) for stage in settings.graph}
 
 
@@ -87,154 +92,10 @@ def test_a_folders_contents_change_its_ingest(tmp_path, compose):
 
 def finish(settings, *stages):
     """Leave what these stages leave, without their work."""
-    plan = Plan(settings)
+    plan = plan_of(settings)
     for stage in (name for name in run.order(settings) if name in stages):
         plan.begin(stage, redo=False)
         (plan.folder / stage).write_json("stage.json", {"fingerprint": plan.fingerprint(stage), "metrics": {}})
-
-
-def test_done_means_done_with_these_settings(compose):
-    finish(compose(), *UPSTREAM)
-    assert all(Plan(compose()).is_done(stage) for stage in UPSTREAM)
-    assert all(Plan(compose("trainer.lr=0.5")).is_done(stage) for stage in UPSTREAM)
-    assert not any(Plan(compose("data.size=32")).is_done(stage) for stage in UPSTREAM)
-    assert not Plan(compose()).is_done("train")
-
-
-def test_a_begun_stage_is_not_done_and_goes_on(compose):
-    plan = Plan(compose())
-    plan.begin("ingest", redo=False)
-    (plan.folder / "ingest" / "images").write("part-00000.parquet", b"")
-    assert not plan.is_done("ingest")
-    plan.begin("ingest", redo=False)
-    assert (plan.folder / "ingest" / "images").names() == ["part-00000.parquet"]
-
-
-def test_other_settings_are_refused_and_named(compose):
-    finish(compose(), "ingest")
-    with pytest.raises(ValueError, match=r"data\.size 64 → 32") as refused:
-        Plan(compose("data.size=32")).begin("ingest", redo=False)
-    assert "changed=redo" in str(refused.value)
-    assert compose().storage in str(refused.value)
-    assert Plan(compose()).is_done("ingest"), "nothing was touched"
-
-
-@pytest.mark.parametrize("finished", [True, False])
-def test_redo_clears_what_other_settings_made(compose, finished):
-    plan = Plan(compose())
-    plan.begin("ingest", redo=False)
-    if finished:
-        finish(compose(), "ingest")
-    (plan.folder / "ingest" / "images").write("part-00000.parquet", b"")
-    other = Plan(compose("data.size=32"))
-    with pytest.raises(ValueError, match=r"data\.size"):
-        other.begin("ingest", redo=False)
-    other.begin("ingest", redo=True)
-    assert (plan.folder / "ingest").names() == ["begun.json"]
-    assert not plan.is_done("ingest")
-    assert not other.is_stale("ingest")
-    assert plan.is_stale("ingest")
-
-
-def test_a_clearing_that_was_killed_leaves_nothing_to_build_on(compose):
-    """begun.json may be the first file to go: the shards beside it are still of other settings."""
-    plan = Plan(compose())
-    (plan.folder / "ingest" / "images").write("part-00000.parquet", b"")
-    assert plan.is_stale("ingest")
-    with pytest.raises(ValueError, match=r"/ingest"):
-        plan.begin("ingest", redo=False)
-    plan.begin("ingest", redo=True)
-    assert (plan.folder / "ingest").names() == ["begun.json"]
-
-
-def test_a_clearing_that_was_killed_is_not_gone_on_with_under_the_first_settings(compose, monkeypatch):
-    """Whatever `begin` removes before it clears, the settings that made the folder must not find it half empty."""
-    finish(compose(), "ingest")
-    plan = Plan(compose())
-    (plan.folder / "ingest" / "images").write("part-00000.parquet", b"")
-    (plan.folder / "ingest" / "quarantine").write("part-00000.parquet", b"")
-
-    def killed(folder):
-        folder.filesystem.delete_dir(f"{folder.path}/quarantine")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(type(plan.folder), "clear", killed)
-    with pytest.raises(KeyboardInterrupt):
-        Plan(compose("data.size=32")).begin("ingest", redo=True)
-    monkeypatch.undo()
-    assert not Plan(compose()).is_done("ingest")
-    Plan(compose()).begin("ingest", redo=True)
-    assert (plan.folder / "ingest").names() == ["begun.json"]
-
-
-def test_what_was_made_of_a_stages_earlier_work_is_not_taken_for_made_of_its_next(compose):
-    """Settings A, then B, then A again: A's encoder is trained anew, and A's old latents are not of it."""
-    everything = run.order(compose())
-    finish(compose(), *everything)
-    (Plan(compose()).folder / "latents").write("part-00000.parquet", b"")
-    Plan(compose("encoder.lr=0.5")).begin("encoder", redo=True)
-    plan = Plan(compose())
-    plan.begin("encoder", redo=True)
-    assert [stage for stage in everything if plan.is_done(stage)] == ["ingest", "autoencoder"]
-    with pytest.raises(ValueError, match="latents"):
-        plan.begin("latents", redo=False)
-
-
-def test_a_damaged_record_is_named(compose):
-    finish(compose(), "ingest")
-    (Plan(compose()).folder / "ingest").write("stage.json", b"")
-    with pytest.raises(RuntimeError, match=r"ingest/stage\.json is damaged"):
-        Plan(compose()).is_done("ingest")
-
-
-def test_another_salt_is_other_settings(compose, monkeypatch):
-    before = Plan(compose()).fingerprint("ingest")
-    monkeypatch.setenv("RAYOGRAPH_SALT", "of our own")
-    assert Plan(compose()).fingerprint("ingest") != before
-    assert "of our own" not in str(Plan(compose()).chosen("ingest"))
-
-
-def test_a_missing_input_is_named_with_the_command_that_makes_it(compose):
-    with pytest.raises(ValueError, match=r"train needs autoencoder.*`rayograph autoencoder`"):
-        Plan(compose()).check_inputs("train")
-    finish(compose(), *UPSTREAM)
-    Plan(compose()).check_inputs("train")
-
-
-def test_an_input_of_other_settings_is_named_with_what_differs(compose):
-    finish(compose(), "ingest", "autoencoder", "encoder")
-    with pytest.raises(ValueError, match=r"latents needs encoder.*encoder\.lr .* → 0\.5"):
-        Plan(compose("encoder.lr=0.5")).check_inputs("latents")
-
-
-def test_an_input_whose_own_input_changed_is_named(compose):
-    finish(compose(), "ingest", "autoencoder", "encoder")
-    with pytest.raises(ValueError, match=r"latents needs ingest.*data\.size"):
-        Plan(compose("data.size=32")).check_inputs("latents")
-    with pytest.raises(ValueError, match=r"train needs autoencoder.*inputs"):
-        Plan(compose("data.size=32")).check_inputs("train")
-
-
-def test_stages_come_after_what_they_need(compose):
-    settings = compose()
-    stages = run.order(settings)
-    assert sorted(stages) == sorted(settings.graph)
-    for stage, spec in settings.graph.items():
-        assert all(stages.index(need) < stages.index(stage) for need in spec.needs)
-    settings.graph = dict(reversed(settings.graph.items()))
-    assert run.order(settings)[0] == "ingest"
-
-
-def test_circles_and_unknown_stages_in_the_graph_are_named(compose):
-    settings = compose()
-    settings.graph["ingest"] = dataclasses.replace(settings.graph["ingest"], needs=["report"])
-    with pytest.raises(ValueError, match=r"ingest.*report.*circle"):
-        run.order(settings)
-    with pytest.raises(ValueError, match="circle"):
-        run.run_stages(settings, ["train"], redo=False)
-    settings.graph["ingest"] = StageSpec(run="x:y", needs=["nothing"])
-    with pytest.raises(ValueError, match=r"graph\.ingest\.needs.*'nothing'"):
-        run.order(settings)
 
 
 @pytest.fixture
@@ -246,6 +107,182 @@ def no_ray(monkeypatch):
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr(cluster.session, "session", started)
+
+
+def test_done_means_done_with_these_settings(compose):
+    finish(compose(), *UPSTREAM)
+    assert all(plan_of(compose()).is_done(stage) for stage in UPSTREAM)
+    assert all(plan_of(compose("trainer.lr=0.5")).is_done(stage) for stage in UPSTREAM)
+    assert not any(plan_of(compose("data.size=32")).is_done(stage) for stage in UPSTREAM)
+    assert not plan_of(compose()).is_done("train")
+
+
+def test_a_begun_stage_is_not_done_and_goes_on(compose):
+    plan = plan_of(compose())
+    plan.begin("ingest", redo=False)
+    (plan.folder / "ingest" / "images").write("part-00000.parquet", b"")
+    assert not plan.is_done("ingest")
+    plan.begin("ingest", redo=False)
+    assert (plan.folder / "ingest" / "images").names() == ["part-00000.parquet"]
+
+
+def test_other_settings_are_refused_and_named(compose):
+    finish(compose(), "ingest")
+    with pytest.raises(ValueError, match=r"data\.size 64 → 32") as refused:
+        plan_of(compose("data.size=32")).begin("ingest", redo=False)
+    assert "changed=redo" in str(refused.value)
+    assert compose().storage in str(refused.value)
+    assert plan_of(compose()).is_done("ingest"), "nothing was touched"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_redo_clears_what_other_settings_made(compose, finished):
+    plan = plan_of(compose())
+    plan.begin("ingest", redo=False)
+    if finished:
+        finish(compose(), "ingest")
+    (plan.folder / "ingest" / "images").write("part-00000.parquet", b"")
+    other = plan_of(compose("data.size=32"))
+    with pytest.raises(ValueError, match=r"data\.size"):
+        other.begin("ingest", redo=False)
+    other.begin("ingest", redo=True)
+    assert (plan.folder / "ingest").names() == ["begun.json"]
+    assert not plan.is_done("ingest")
+    assert not other.is_stale("ingest")
+    assert plan.is_stale("ingest")
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_files_that_are_not_ours_are_never_cleared(compose):
+    plan = plan_of(compose())
+    (plan.folder / "train").write("of the user.png", b"x")
+    for redo in ([], ["changed=redo"]):
+        with pytest.raises(UserError, match=r"run/train holds files that are not"):
+            run.run_all(compose(*redo))
+    assert (plan.folder / "train").read("of the user.png") == b"x"
+
+
+@pytest.mark.parametrize(("root", "overlapping"), [
+    ("xrays", True), ("xrays/train", True), (".", True), ("xrays-raw", False), ("others", False), ("link", True)])
+def test_results_never_lie_among_the_raw_images(compose, tmp_path, root, overlapping):
+    (tmp_path / "xrays").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "xrays")
+    overrides = (f"storage={tmp_path}", "name=xrays", "data=folder", f"data.root={tmp_path / root}")
+    if overlapping:
+        with pytest.raises(UserError, match=r"data\.root"):
+            compose(*overrides)
+    else:
+        compose(*overrides)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_trained_generator_is_cleared_only_when_told_so(compose):
+    finish(compose(), *compose().graph)
+    for overrides in (["trainer.lr=0.5"], ["encoder.lr=0.5"]):
+        with pytest.raises(UserError, match="changed=redo"):
+            run.run_all(compose(*overrides))
+        with pytest.raises(AssertionError, match="Ray was started"):
+            run.run_all(compose(*overrides, "changed=redo"))
+    (plan_of(compose()).folder / "encoder").remove("begun.json")
+    (plan_of(compose()).folder / "encoder").remove("stage.json")
+    with pytest.raises(UserError, match=r"train follows from .*encoder"):
+        run.run_all(compose())
+    assert plan_of(compose()).is_done("train"), "nothing was touched"
+
+
+def test_a_clearing_that_was_killed_is_not_gone_on_with_under_the_first_settings(compose, monkeypatch):
+    """Whatever `begin` removes before it clears, the settings that made the folder must not find it half empty."""
+    finish(compose(), "ingest")
+    plan = plan_of(compose())
+    (plan.folder / "ingest" / "images").write("part-00000.parquet", b"")
+    (plan.folder / "ingest" / "quarantine").write("part-00000.parquet", b"")
+
+    def killed(folder, marker):
+        folder.filesystem.delete_dir(f"{folder.path}/quarantine")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(plan.folder), "clear", killed)
+    with pytest.raises(KeyboardInterrupt):
+        plan_of(compose("data.size=32")).begin("ingest", redo=True)
+    monkeypatch.undo()
+    assert not plan_of(compose()).is_done("ingest")
+    plan_of(compose()).begin("ingest", redo=True)
+    assert (plan.folder / "ingest").names() == ["begun.json"]
+
+
+def test_what_was_made_of_a_stages_earlier_work_is_not_taken_for_made_of_its_next(compose):
+    """Settings A, then B, then A again: A's encoder is trained anew, and A's old latents are not of it."""
+    everything = run.order(compose())
+    finish(compose(), *everything)
+    (plan_of(compose()).folder / "latents").write("part-00000.parquet", b"")
+    plan_of(compose("encoder.lr=0.5")).begin("encoder", redo=True)
+    plan = plan_of(compose())
+    plan.begin("encoder", redo=True)
+    assert [stage for stage in everything if plan.is_done(stage)] == ["ingest", "autoencoder"]
+    with pytest.raises(ValueError, match="latents"):
+        plan.begin("latents", redo=False)
+
+
+def test_a_damaged_record_is_named(compose):
+    finish(compose(), "ingest")
+    (plan_of(compose()).folder / "ingest").write("stage.json", b"")
+    with pytest.raises(RuntimeError, match=r"ingest/stage\.json is damaged"):
+        plan_of(compose()).is_done("ingest")
+
+
+def test_another_salt_is_other_settings(compose, monkeypatch):
+    before = plan_of(compose()).fingerprint("ingest")
+    monkeypatch.setenv("RAYOGRAPH_SALT", "of our own")
+    assert plan_of(compose()).fingerprint("ingest") != before
+    assert "of our own" not in str(plan_of(compose()).chosen("ingest"))
+
+
+def test_a_missing_input_is_named_with_the_command_that_makes_it(compose):
+    with pytest.raises(ValueError, match=r"train needs autoencoder.*`rayograph autoencoder`"):
+        plan_of(compose()).check_inputs("train")
+    finish(compose(), *UPSTREAM)
+    plan_of(compose()).check_inputs("train")
+
+
+def test_an_input_of_other_settings_is_named_with_what_differs(compose):
+    finish(compose(), "ingest", "autoencoder", "encoder")
+    with pytest.raises(ValueError, match=r"latents needs encoder.*encoder\.lr .* → 0\.5"):
+        plan_of(compose("encoder.lr=0.5")).check_inputs("latents")
+
+
+def test_an_input_whose_own_input_changed_is_named(compose):
+    finish(compose(), "ingest", "autoencoder", "encoder")
+    with pytest.raises(ValueError, match=r"latents needs ingest.*data\.size"):
+        plan_of(compose("data.size=32")).check_inputs("latents")
+    with pytest.raises(ValueError, match=r"train needs autoencoder.*inputs"):
+        plan_of(compose("data.size=32")).check_inputs("train")
+
+
+def test_stages_come_after_what_they_need(compose):
+    settings = compose()
+    nodes = run.order(settings)
+    assert sorted(nodes) == sorted(settings.graph)
+    plan = plan_of(settings)
+    for node in settings.graph:
+        assert all(nodes.index(need) < nodes.index(node) for need in plan.inputs(node))
+    settings.graph = dict(reversed(settings.graph.items()))
+    assert run.order(settings)[0] == "ingest"
+
+
+def test_circles_and_unknown_nodes_in_the_graph_are_named(compose):
+    settings = compose()
+    settings.graph["autoencoder"] = Node("autoencoder", {"ingest": ("report",)})
+    with pytest.raises(UserError, match=r"autoencoder.*report.*circle"):
+        run.order(settings)
+    with pytest.raises(UserError, match="circle"):
+        run.run_stages(settings, ["train"], redo=False)
+    for override, culprit in (("+graph.encoder.needs={ingest: nothing}", "nothing"),
+                              ("+graph.encoder.needs={nothing: ingest}", "nothing"),
+                              ("+graph.encoder.stage=nothing", "nothing"),
+                              ("+graph.encoder.with={trainer: 1}", "trainer"),
+                              ("+graph.encoder.with={encoder.lr: -1}", r"encoder\.lr")):
+        with pytest.raises(UserError, match=culprit):
+            compose(override)
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -290,17 +327,18 @@ def small_graph(compose, monkeypatch):
 
     def small(*overrides):
         settings = compose(*overrides)
-        settings.graph = {
-            "first": StageSpec(run=f"{__name__}:work", settings=["evaluate"]),
-            "second": StageSpec(run=f"{__name__}:work", needs=["first"], settings=["publish"]),
+        settings.stages = {
+            "first": StageSpec(run=f"{__name__}:work", settings=("evaluate",)),
+            "second": StageSpec(run=f"{__name__}:work", needs=("first",), settings=("publish",)),
         }
+        settings.graph = {"first": Node("first", {}), "second": Node("second", {"first": ("first",)})}
         return settings
 
     return small
 
 
 def calls(settings):
-    return [len((Plan(settings).folder / stage).names(".call")) for stage in ("first", "second")]
+    return [len((plan_of(settings).folder / stage).names(".call")) for stage in ("first", "second")]
 
 
 def test_each_stage_works_once(small_graph):
@@ -309,39 +347,39 @@ def test_each_stage_works_once(small_graph):
     assert calls(settings) == [1, 1]
     assert run.run_all(settings) is False
     assert calls(settings) == [1, 1]
-    record = Plan(settings).record("second")
+    record = plan_of(settings).record("second")
     assert record["metrics"]["images"] == 1
     assert record["metrics"]["seconds"] >= 0
     assert record["settings"]["publish.license"] == "other"
-    assert record["inputs"] == {"first": Plan(settings).fingerprint("first")}
+    assert record["inputs"] == {"first": plan_of(settings).fingerprint("first")}
 
 
 def test_a_stage_that_failed_is_not_done_and_is_taken_up_again(small_graph):
     settings = small_graph("publish.license=killed")
     with pytest.raises(RuntimeError, match="killed"):
         run.run_all(settings)
-    assert Plan(settings).is_done("first")
-    assert not Plan(settings).is_done("second")
+    assert plan_of(settings).is_done("first")
+    assert not plan_of(settings).is_done("second")
     run.run_all(settings)
     assert calls(settings) == [1, 2]
-    assert Plan(settings).is_done("second")
+    assert plan_of(settings).is_done("second")
 
 
 def test_the_whole_path_redoes_only_what_changed(small_graph):
     run.run_all(small_graph())
     run.run_all(settings := small_graph("publish.license=mit"))
     assert calls(settings) == [1, 1], "the second began in a cleared folder"
-    assert Plan(settings).is_done("second")
+    assert plan_of(settings).is_done("second")
     run.run_all(settings := small_graph("publish.license=mit", "evaluate.images=7"))
-    assert Plan(settings).is_done("first")
-    assert Plan(settings).is_done("second")
+    assert plan_of(settings).is_done("first")
+    assert plan_of(settings).is_done("second")
 
 
 def test_refuse_stops_before_anything_is_cleared(small_graph):
     run.run_all(small_graph())
     with pytest.raises(ValueError, match=r"publish\.license"):
         run.run_all(small_graph("publish.license=mit", "changed=refuse"))
-    assert Plan(small_graph()).is_done("second")
+    assert plan_of(small_graph()).is_done("second")
 
 
 def test_one_stage_refuses_unless_told_to_redo(small_graph):
@@ -350,4 +388,4 @@ def test_one_stage_refuses_unless_told_to_redo(small_graph):
     with pytest.raises(ValueError, match=r"publish\.license"):
         run.run_stages(other, ["second"], redo=False)
     assert run.run_stages(other, ["second"], redo=True) is True
-    assert Plan(other).is_done("second")
+    assert plan_of(other).is_done("second")

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from cluster.storage import Folder
+from pipelines.data import labels
+from pipelines.tables import images
 from pipelines.tables import parquet as tables
 
 
@@ -56,22 +58,22 @@ def test_a_shard_is_plain_parquet(folder):
 
 def test_labels_that_are_not_asked_for_are_left_out():
     table = pa.table({"labels": [["b"], ["rare", "a"], []]})
-    np.testing.assert_array_equal(tables.multi_hot(table, ["a", "b"]), [[0, 1], [1, 0], [0, 0]])
-    assert tables.known_labels(table) == ["a", "b", "rare"]
+    np.testing.assert_array_equal(labels.multi_hot(table, ["a", "b"]), [[0, 1], [1, 0], [0, 0]])
+    assert labels.known_labels(table) == ["a", "b", "rare"]
 
 
 def test_png_and_pixels_are_inverse():
-    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16), np.uint8)
-    table = pa.table({"image": [tables.png(image) for image in images]})
-    np.testing.assert_array_equal(tables.pixels(table), images[:, None])
-    assert tables.pixels(table.slice(0, 0)).shape[0] == 0
-    assert Image.open(io.BytesIO(tables.png(images[0])["bytes"])).mode == "L"
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16), np.uint8)
+    table = pa.table({"image": [images.png(image) for image in pictures]})
+    np.testing.assert_array_equal(images.pixels(table), pictures[:, None])
+    assert images.pixels(table.slice(0, 0)).shape[0] == 0
+    assert Image.open(io.BytesIO(images.png(pictures[0])["bytes"])).mode == "L"
 
 
 def test_labels():
     table = pa.table({"labels": pa.array([["b"], [], ["a", "b"]], pa.list_(pa.string()))})
-    assert tables.known_labels(table) == ["a", "b"]
-    assert tables.multi_hot(table, ["a", "b"]).tolist() == [[0, 1], [0, 0], [1, 1]]
+    assert labels.known_labels(table) == ["a", "b"]
+    assert labels.multi_hot(table, ["a", "b"]).tolist() == [[0, 1], [0, 0], [1, 1]]
 
 
 def test_tensors_come_back_in_shape(folder):
@@ -95,5 +97,5 @@ def test_tensors_of_one_split_come_in_the_order_of_the_shards(folder):
         arrays, told = tables.read_tensors(folder, ["x"], ["labels"], split)
         assert np.array_equal(arrays["x"], values[kept])
         assert told["labels"].to_pylist() == [["a"] if k % 2 else ["a", "b"] for k in kept]
-        assert tables.known_labels(told) == ["a", "b"]
-        assert tables.multi_hot(told, ["b", "c"]).tolist() == [[float(k % 2 == 0), 0.0] for k in kept]
+        assert labels.known_labels(told) == ["a", "b"]
+        assert labels.multi_hot(told, ["b", "c"]).tolist() == [[float(k % 2 == 0), 0.0] for k in kept]

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from cluster.errors import UserError
 from pipelines.generator.denoiser.objective import Objective, process
 from pipelines.generator.settings import Condition
 from pipelines.generator.settings import Objective as Settings
+from pipelines.graph.fields import check_choices
 
 LATENT = (2, 1, 1)
 CENTRES = torch.tensor([[-1.3, 0.4], [0.9, 1.0], [0.6, -1.3]])
@@ -152,9 +154,14 @@ def test_edm_gives_and_asks_for_unit_variance_at_every_level():
 
 
 @pytest.mark.parametrize(("settings", "key"), [
-    (Settings(process="ddim"), "objective.process"), (Settings(process="edm", noise_levels="uniform"), "objective.noise_levels"),
-    (Settings(loss="l3"), "objective.loss"), (Settings(sigma_max=1e-4), "objective.sigma_max"),
+    (Settings(process="ddim"), "objective.process"), (Settings(loss="l3"), "objective.loss"),
+    (Settings(process="edm", noise_levels="uniform"), "objective.noise_levels"),
+    (Settings(sigma_max=1e-4), "objective.sigma_max"),
 ])
 def test_what_does_not_go_together_is_named(settings, key):
-    with pytest.raises(ValueError, match=key):
+    def check() -> None:
+        check_choices("objective", settings)
         settings.check()
+
+    with pytest.raises(UserError, match=key):
+        check()

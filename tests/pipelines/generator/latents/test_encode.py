@@ -2,6 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from conftest import empty
 
 from cluster.session import Resources
 from cluster.storage import Folder
@@ -28,11 +29,11 @@ def test_latents_belong_to_the_weights_and_the_images_they_were_made_of(tiny):
     (stage.input("encoder") / "model").write("weights.safetensors", b"other")
     with pytest.raises(ValueError, match="latents of other weights"):
         claim(stage)
-    stage.folder.clear()
+    empty(stage.folder)
     other = claim(stage)
     (stage.input("encoder") / "model").write("weights.safetensors", b"encoder")
     stage.input("ingest").write_json("stage.json", {"fingerprint": "other images"})
-    stage.folder.clear()
+    empty(stage.folder)
     assert len({key, other, claim(stage)}) == 3
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cluster import scratch
 from cluster.storage import Folder
-from pipelines.generator.latents import node_cache as node
 from pipelines.generator.settings import Trainer
 from pipelines.generator.training import checkpoint
 from pipelines.generator.training.ray_train import SNAPSHOT, WORST, earlier_checkpoint
@@ -37,8 +37,8 @@ def test_a_checkpoint_of_another_training_is_refused(checkpoints, tmp_path):
 
 def test_what_a_killed_attempt_left_aside_is_swept_and_what_others_write_stays(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    mine, other = node.aside(checkpoints), node.aside(checkpoints / "other")
-    node.sweep(checkpoints)
+    mine, other = scratch.staging_dir(checkpoints), scratch.staging_dir(checkpoints / "other")
+    scratch.sweep(checkpoints)
     assert not Path(mine).exists()
     assert Path(other).exists()
 
