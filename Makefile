@@ -6,7 +6,7 @@ DATA   ?=
 NAME   ?= demo
 STORAGE ?= runs
 
-.PHONY: help setup demo test test-slow lint docs bench bench-gpu clean
+.PHONY: help setup demo test test-slow lint docs bench bench-gpu rehearse clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ bench: setup ## Speed against named baselines: one JSON line a figure
 
 bench-gpu: setup ## Training throughput of large denoisers on one GPU, as a table
 	$(BIN)/python tests/bench/gpu.py
+
+rehearse: setup ## Every stage at 20,000 and 100,000 full-size films: seconds, memory, what 868,000 take (an hour, 30 GB)
+	$(BIN)/python tests/bench/rehearse.py
 
 clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

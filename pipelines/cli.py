@@ -116,8 +116,9 @@ def _execute(command: str, config: Any, written: set[str]) -> int:
             raise UserError("report=true applies only to `rayograph latents`")
         if command == "run":
             worked = run.run_all(settings)
-            from pipelines.report.summary import summary
+            from pipelines.report.summary import summary, write_metrics
 
+            write_metrics(settings)
             print(summary(settings))
             if not worked:
                 print("nothing to do: every stage was done before with these settings")

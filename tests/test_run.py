@@ -295,3 +295,22 @@ def test_a_killed_actor_of_latents_loses_and_doubles_nothing(copied):
     assert kill_workers(process, "MapWorker(MapBatches(Encoding))", 1) == 1
     assert process.wait(SECONDS) == 0
     assert table(copied, "latents")["image_id"] == before
+
+
+@pytest.mark.ray
+def test_arms_share_their_inputs_and_meet_in_one_table(copied):
+    """Two corpora of one generator, each with its own evaluation and classifiers: nothing before them is redone."""
+    shared = ("ingest", "autoencoder", "encoder", "latents", "train")
+    before = {stage: record(copied, stage)["started"] for stage in shared}
+    run(copied, "graph=arms", *SHARDED)
+    assert {stage: record(copied, stage)["started"] for stage in before} == before
+    corpora = {name: table(copied, f"sample-{name}/corpus") for name in ("reconstruction", "interpolation")}
+    assert {name: set(rows["strategy"]) for name, rows in corpora.items()} == {name: {name} for name in corpora}
+    metrics = json.loads((copied / "run/report/metrics.json").read_text())
+    page = (copied / "run/report/index.html").read_text()
+    for node in ("evaluate-reconstruction", "evaluate-interpolation", "finetune-reconstruction",
+                 "finetune-interpolation"):
+        assert metrics[node]["seconds"] > 0
+        assert node in page
+    assert len(list((copied / "run/publish/corpus/data").glob("*.parquet"))) == 6
+    assert "nothing to do" in run(copied, "graph=arms", *SHARDED)

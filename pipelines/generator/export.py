@@ -26,8 +26,8 @@ from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.generator.standalone.pipeline import RayographPipeline
 from pipelines.generator.standalone.pixel_vae import Pixels
 from pipelines.generator.training import checkpoint
-from pipelines.generator.training.deepspeed import Tensors
 from pipelines.generator.training.loop import Job
+from pipelines.generator.training.sharded_state import Tensors
 from pipelines.graph.settings import Settings
 
 SOURCES = Path(__file__).parent / "standalone"

@@ -196,7 +196,8 @@ class Plan:
         started = time.time()
         with PeakMemory() as memory:
             metrics = _load(spec.run)(stage)
-        metrics |= {"seconds": round(time.time() - started, 2), "peak_rss_mb": memory.peak_mb}
+        metrics |= {"seconds": round(time.time() - started, 2), "peak_rss_mb": memory.peak_mb,
+                    "driver_rss_mb": memory.driver_mb}
         record = {
             "stage": self.settings.graph[node].stage,
             "node": node,

@@ -1,4 +1,4 @@
-"""Peak memory of this process and all below it, which on one machine is the driver and the whole Ray cluster."""
+"""Peak memory of this process, and of this process and all below it: on one machine the driver and the Ray cluster."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class PeakMemory:
     """Sample the proportional set size of the process tree every `interval` seconds while the block runs.
 
     Pages shared between processes (libraries, Ray's object store) count once. On a cluster of several machines this is
-    the memory of the driver's machine only.
+    the memory of the driver's machine only.  `peak_mb` is of the tree, `driver_mb` of this process alone.
     """
 
     def __init__(self, interval: float = 2.0) -> None:
         self.interval = interval
-        self.peak_mb = 0.0
+        self.peak_mb = self.driver_mb = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -30,21 +30,27 @@ class PeakMemory:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self.peak_mb = round(max(self.peak_mb, tree_mb()), 1)
+        self._look()
 
     def _watch(self) -> None:
         while not self._stop.wait(self.interval):
-            self.peak_mb = max(self.peak_mb, tree_mb())
+            self._look()
+
+    def _look(self) -> None:
+        root = psutil.Process()
+        self.driver_mb = max(self.driver_mb, round(process_mb(root), 1))
+        self.peak_mb = max(self.peak_mb, round(tree_mb(root), 1))
 
 
-def tree_mb() -> float:
-    """MiB held by this process and its descendants now."""
-    root = psutil.Process()
-    total = 0
-    for process in [root, *root.children(recursive=True)]:
-        try:
-            memory = process.memory_full_info()
-            total += getattr(memory, "pss", memory.rss)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return total / 2**20
+def tree_mb(root: psutil.Process) -> float:
+    """MiB held by a process and its descendants now."""
+    return sum(process_mb(process) for process in [root, *root.children(recursive=True)])
+
+
+def process_mb(process: psutil.Process) -> float:
+    """MiB held by one process, a page shared with others counting in part; 0 for one that has ended."""
+    try:
+        memory = process.memory_full_info()
+        return getattr(memory, "pss", memory.rss) / 2**20
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0.0

@@ -19,7 +19,7 @@ DISCRIMINATOR = {"num_layers_d": 3, "channels": 32}
 class Reconstruction(nn.Module):
     """The autoencoder and what judges it, trained by one optimizer in one step.
 
-    Raises UserError when the weights of the perceptual network are not to be had.
+    Raises UserError when the weights of the perceptual network cannot be downloaded.
     """
 
     def __init__(self, model: AutoencoderKL, settings: Autoencoder) -> None:
@@ -42,8 +42,9 @@ class Reconstruction(nn.Module):
             parts["perceptual"] = self.perceptual(found, target).float()
             loss = loss + settings.perceptual_weight * parts["perceptual"]
         if self.discriminator is not None and progress >= settings.adversarial_after:
-            parts["deceit"], parts["discrimination"] = self._adversarial(found, target)
-            loss = loss + settings.adversarial_weight * parts["deceit"] + parts["discrimination"]
+            parts["generator_loss"], parts["discriminator_loss"] = self._adversarial(found, target)
+            loss = loss + settings.adversarial_weight * parts["generator_loss"] \
+                + parts["discriminator_loss"]
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
 
     def _adversarial(self, found: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,16 +56,16 @@ class Reconstruction(nn.Module):
             return discriminator(images.mean(1, keepdim=True).contiguous())[-1].float()
 
         discriminator.requires_grad_(False)
-        deceit = judge(judged(found), target_is_real=True, for_discriminator=False)
+        generator_loss = judge(judged(found), target_is_real=True, for_discriminator=False)
         discriminator.requires_grad_(True)
         fake = judge(judged(found.detach()), target_is_real=False, for_discriminator=True)
         real = judge(judged(target), target_is_real=True, for_discriminator=True)
-        return deceit, (fake + real) / 2
+        return generator_loss, (fake + real) / 2
 
 
 def _perceptual(network: str) -> nn.Module:
     try:
         return PerceptualLoss(2, network_type=network, is_fake_3d=False).requires_grad_(False).eval()
     except Exception as error:  # of torch's, torchvision's and MONAI's downloads, each with its own
-        raise UserError(f"autoencoder.perceptual={network}: its weights are not to be had ({error}); choose one of "
+        raise UserError(f"autoencoder.perceptual={network}: its weights cannot be downloaded ({error}); choose one of "
                          "MONAI's PerceptualLoss that this machine can download, or null") from error

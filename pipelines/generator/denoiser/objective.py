@@ -1,4 +1,4 @@
-"""What the denoiser learns: a noise process, the distance to its target, and what is dropped from the condition.
+"""What the denoiser learns: a noise process, the loss to its target, and what is dropped from the condition.
 
 A process mixes clean latents of unit variance with noise at a level, says what the network is to predict of the
 mixture, and which diffusers scheduler samples from a network that predicts it.
@@ -44,7 +44,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Task:
-    """What the network is given and what it is to answer."""
+    """Noisy input, timestep, target and loss weight."""
 
     noisy: Tensor  # (B, c, h, w)
     timesteps: Tensor  # (B,), as the sampling scheduler counts them
@@ -94,11 +94,11 @@ class Objective:
         dtype = next(model.parameters()).dtype
         noisy = task.noisy.to(dtype, memory_format=self.layout)
         predicted = model(noisy, task.timesteps, given, draw.drop).float()
-        error = {
-            "l2": lambda: F.mse_loss(predicted, task.target, reduction="none"),
-            "l1": lambda: F.l1_loss(predicted, task.target, reduction="none"),
-            "huber": lambda: F.huber_loss(predicted, task.target, reduction="none", delta=self.settings.huber_delta),
-        }[self.settings.loss]()
+        if self.settings.loss == "huber":
+            error = F.huber_loss(predicted, task.target, reduction="none", delta=self.settings.huber_delta)
+        else:
+            pointwise = F.mse_loss if self.settings.loss == "l2" else F.l1_loss
+            error = pointwise(predicted, task.target, reduction="none")
         return error.flatten(1).mean(1) * task.weight
 
 

@@ -27,7 +27,7 @@ ELSEWHERE: dict[str, tuple[str, dict[str, Any]]] = {
 def from_timm(name: str, size: int) -> Encoder:
     """A vision transformer with its Hub weights, for gray images of `size` pixels (rounded to whole patches).
 
-    Raises UserError where there is no such model, or its weights are not to be had.
+    Raises UserError where there is no such model, or its weights cannot be downloaded.
     """
     architecture, other = ELSEWHERE.get(name, (name, None))
     try:

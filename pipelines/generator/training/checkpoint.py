@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster.errors import UserError
 from cluster.storage import Folder
-from pipelines.generator.training.deepspeed import Tensors
+from pipelines.generator.training.sharded_state import Tensors
 
 STATE = "state.json"
 PREFIX = "images-"

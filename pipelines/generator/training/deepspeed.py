@@ -1,17 +1,13 @@
-"""DeepSpeed: the one module that knows it. ZeRO 0 to 3 behind whole, named tensors.
+"""DeepSpeed's engine: ZeRO 0 to 3 behind whole, named tensors (`sharded_state`).
 
 All state (weights, Adam's moments, the averages) lies in flat fp32 partitions, one set per worker, or in the parameters
-themselves under ZeRO 0. `gather` turns any of them into whole tensors by parameter name and `scatter` does the reverse,
-both through DeepSpeed's own map from parameters to partitions. Checkpoints therefore depend neither on the ZeRO stage
-nor on the number of workers.
+themselves under ZeRO 0.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,9 +16,9 @@ from torch import Tensor, nn
 from cluster.session import device
 from pipelines.generator.settings import Trainer
 from pipelines.generator.training.ema import Ema, squared_norm
+from pipelines.generator.training.sharded_state import ShardedState, Tensors
 from pipelines.learning.precision import bf16_is_fast
 
-Tensors = dict[str, Tensor]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET = 50_000_000  # gradients reduced at a time, at most: 100 MB in bf16
 
@@ -42,11 +38,15 @@ class Engine:
                                        weight_decay=settings.weight_decay, fused=True)
         config = self._config(sum(p.numel() for p in parameters))
         self.engine, *_ = deepspeed.initialize(model=module, optimizer=self._adam, config=config)
-        self._named = [(names[id(parameter)], parameter) for parameter in self.engine.module.parameters()]
+        named = [(names[id(parameter)], parameter) for parameter in self.engine.module.parameters()]
         zero = self.engine.optimizer
-        flat = {0: lambda: parameters, 3: lambda: zero.fp32_partitioned_groups_flat}.get(
-            settings.zero_stage, lambda: zero.single_partition_of_fp32_groups)()
+        if settings.zero_stage == 0:
+            flat = parameters
+        else:
+            flat = (zero.fp32_partitioned_groups_flat if settings.zero_stage == 3
+                    else zero.single_partition_of_fp32_groups)
         self.partitions: list[Tensor] = [partition.detach() for partition in flat]
+        self._sharded = ShardedState(settings.zero_stage, world, named, self.partitions)
         self._adam_state = [{"step": torch.zeros((), device=partition.device),
                              **{key: torch.zeros_like(partition) for key in MOMENTS}} for partition in self.partitions]
         self._adam.state.update(zip(flat, self._adam_state, strict=True))
@@ -103,15 +103,15 @@ class Engine:
         """
         parts = {"model": self.partitions, **{ema.name: ema.averages for ema in self.emas},
                  **{key: [state[key] for state in self._adam_state] for key in MOMENTS}}
-        return {name: self._gather(buffers) for name, buffers in parts.items()}
+        return {name: self._sharded.gather(buffers) for name, buffers in parts.items()}
 
     def load(self, state: dict[str, Tensors], steps: int, scaler: dict[str, Any]) -> None:
         """Take over what `state` and `scaler` gave after `steps` steps; the module was built with its weights."""
-        self._scatter(self.partitions, state["model"])
+        self._sharded.scatter(self.partitions, state["model"])
         for ema in self.emas:
-            self._scatter(ema.averages, state[ema.name])
+            self._sharded.scatter(ema.averages, state[ema.name])
         for key in MOMENTS:
-            self._scatter([adam[key] for adam in self._adam_state], state[key])
+            self._sharded.scatter([adam[key] for adam in self._adam_state], state[key])
         for adam in self._adam_state:
             adam["step"].fill_(steps)
         if scaler:
@@ -137,66 +137,6 @@ class Engine:
         gradient = self._grad_norm if self._clips else self.engine.get_global_grad_norm()
         far = {f"{ema.name}_distance": gap / weights for ema, gap in zip(self.emas[1:], gaps[1:], strict=True)}
         return {"grad_norm": float(gradient), "weight_norm": weights, "ema_distance": gaps[0] / weights, **far}
-
-    def _gather(self, buffers: list[Tensor]) -> Tensors:
-        first = torch.distributed.get_rank() == 0
-        if self.settings.zero_stage == 0:
-            named = zip(self._named, buffers, strict=True) if first else ()
-            return {name: buffer.to("cpu", copy=True) for (name, _), buffer in named}
-        if self.settings.zero_stage == 3:
-            return self._gather_sharded_weights(buffers, first)
-        return self._gather_pieces(buffers, first)
-
-    def _gather_pieces(self, buffers: list[Tensor], first: bool) -> Tensors:
-        """Under ZeRO 1 and 2, with one collective: every worker puts its pieces where they belong in one vector."""
-        [buffer] = buffers  # one parameter group, one partition
-        sizes = [parameter.numel() for _, parameter in self._named]
-        whole = torch.zeros(sum(sizes), device=device())
-        for part, (_, parameter) in zip(whole.split(sizes), self._named, strict=True):
-            if parameter._hp_mapping is not None:
-                there, here = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
-                part.narrow(0, there.start, there.numel).copy_(buffer.narrow(0, here.start, here.numel))
-        if self.world > 1:
-            torch.distributed.reduce(whole, 0)
-        if not first:
-            return {}
-        return {name: part.to("cpu", copy=True).view(parameter.shape)
-                for part, (name, parameter) in zip(whole.split(sizes), self._named, strict=True)}
-
-    def _gather_sharded_weights(self, buffers: list[Tensor], first: bool) -> Tensors:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        whole: Tensors = {}
-        with self._in_place_of_weights(buffers):
-            for name, parameter in self._named:
-                tensor = safe_get_full_fp32_param(parameter)
-                if first:
-                    whole[name] = tensor.to("cpu", copy=True)
-        return whole
-
-    def _scatter(self, buffers: list[Tensor], tensors: Tensors) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param
-
-        if self.settings.zero_stage == 0:
-            for (name, _), buffer in zip(self._named, buffers, strict=True):
-                buffer.copy_(tensors[name])
-            return
-        with self._in_place_of_weights(buffers):
-            for name, parameter in self._named:
-                safe_set_full_fp32_param(parameter, tensors[name].to(self.partitions[0].device))
-            if buffers is not self.partitions:
-                torch._foreach_copy_(buffers, self.partitions)
-
-    @contextlib.contextmanager
-    def _in_place_of_weights(self, buffers: list[Tensor]) -> Iterator[None]:
-        """Within the block DeepSpeed sees `buffers` where the fp32 weights are."""
-        if buffers is self.partitions:
-            yield
-            return
-        weights = [partition.clone() for partition in self.partitions]
-        torch._foreach_copy_(self.partitions, buffers)
-        yield
-        torch._foreach_copy_(self.partitions, weights)
 
     def _config(self, parameters: int) -> dict[str, Any]:
         """ZeRO-2 by default: a UNet or DiT of up to 1 B parameters fits, and it is the faster of 2 and 3.

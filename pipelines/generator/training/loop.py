@@ -21,8 +21,9 @@ from pipelines.generator.denoiser.network import Denoiser, build, compile_blocks
 from pipelines.generator.denoiser.objective import Draw, Objective
 from pipelines.generator.latents.dataset import Batch, LatentSpec, Reader, latent_spec
 from pipelines.generator.training.checkpoint import Cursor
-from pipelines.generator.training.deepspeed import Engine, Tensors
+from pipelines.generator.training.deepspeed import Engine
 from pipelines.generator.training.metrics import Meter, finite_everywhere
+from pipelines.generator.training.sharded_state import Tensors
 from pipelines.generator.training.skipped import FILE, Skipped
 from pipelines.graph.settings import Settings
 from pipelines.learning.schedule import learning_rate

@@ -15,8 +15,9 @@ from cluster.storage import Folder
 from cluster.tasks import IsolatedTask
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.checkpoint import Cursor
-from pipelines.generator.training.deepspeed import Engine, Tensors
+from pipelines.generator.training.deepspeed import Engine
 from pipelines.generator.training.loop import Job, learn
+from pipelines.generator.training.sharded_state import Tensors
 from pipelines.graph.stage import Stage
 from pipelines.monitor.progress import say
 

@@ -26,26 +26,26 @@ def test_the_discriminator_waits_for_its_share_of_the_training():
     module = learner(adversarial_weight=0.5, adversarial_after=0.3)
     before, after = module.loss(IMAGES, 0.2), module.loss(IMAGES, 0.3)
     assert before.keys() == {"loss", "reconstruction", "kl"}
-    assert after.keys() == {"loss", "reconstruction", "kl", "deceit", "discrimination"}
+    assert after.keys() == {"loss", "reconstruction", "kl", "generator_loss", "discriminator_loss"}
 
 
 def test_each_side_of_the_game_has_gradients_of_its_own():
     """The autoencoder's are those of its part alone, and the discriminator's those of its own."""
     found = {}
-    for parts in (("deceit",), ("discrimination",), ("deceit", "discrimination")):
+    for parts in (("generator_loss",), ("discriminator_loss",), ("generator_loss", "discriminator_loss")):
         module = learner(adversarial_weight=0.5, adversarial_after=0.0)
         torch.manual_seed(1)
         posterior = module.model.encode(torch.from_numpy(IMAGES / 127.5 - 1).float()).latent_dist
         image = module.model.decode(posterior.sample()).sample
-        values = dict(zip(("deceit", "discrimination"), module._adversarial(image, torch.zeros_like(image)),
+        values = dict(zip(("generator_loss", "discriminator_loss"), module._adversarial(image, torch.zeros_like(image)),
                           strict=True))
         sum(values[part] for part in parts).backward()
         found[parts] = gradients(module.model), gradients(module.discriminator)
-    assert found[("deceit",)][0] > 0
-    assert found[("deceit",)][1] == 0
-    assert found[("discrimination",)][0] == 0
-    assert found[("deceit", "discrimination")] == pytest.approx(
-        (found[("deceit",)][0], found[("discrimination",)][1]), rel=1e-4)
+    assert found[("generator_loss",)][0] > 0
+    assert found[("generator_loss",)][1] == 0
+    assert found[("discriminator_loss",)][0] == 0
+    assert found[("generator_loss", "discriminator_loss")] == pytest.approx(
+        (found[("generator_loss",)][0], found[("discriminator_loss",)][1]), rel=1e-4)
 
 
 def test_a_perceptual_network_judges_reconstructions_and_is_not_trained(tmp_path, monkeypatch):
