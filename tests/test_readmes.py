@@ -12,7 +12,7 @@ from pipelines.graph.compose import load_settings
 from pipelines.graph.declared import declared
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/**/README.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*/**/README.md"))]
 
 
 def typed(page: Path) -> list[str]:
