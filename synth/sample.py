@@ -31,7 +31,7 @@ MAX_ATTEMPTS = 3  # of one shard, each ended by the death of its actor
 
 
 @dataclass(frozen=True)
-class Job:
+class SamplingJob:
     """What a sampling actor needs to know."""
 
     settings: Sample
@@ -46,7 +46,7 @@ def sample(stage: Stage) -> Metrics:
     """Returns the number of images in the corpus, images/s of this call, and the strategy."""
     settings = stage.section(Sample)
     find_strategy(settings.strategy)
-    job = Job(settings, stage.seed, stage.input("train") / "generator",
+    job = SamplingJob(settings, stage.seed, stage.input("train") / "generator",
               stage.record_of("train")["fingerprint"], stage.input("latents"), stage.folder / "corpus")
     pending = pending_shards(job.corpus, shard_count(settings.images, settings.shard_rows))
     with bar("sample", settings.images) as shown:
@@ -74,7 +74,7 @@ def shard_range(settings: Sample, shard: int) -> range:
 class Worker:
     """A Ray actor that keeps one generator loaded."""
 
-    def __init__(self, job: Job, threads: int | None) -> None:
+    def __init__(self, job: SamplingJob, threads: int | None) -> None:
         from synth.conditions import Pool
         from synth.sampler import Sampler
 
@@ -110,7 +110,7 @@ class Worker:
         return len(rows)
 
 
-def fan_out(job: Job, shards: list[int], resources: Resources) -> Iterator[int | None]:
+def fan_out(job: SamplingJob, shards: list[int], resources: Resources) -> Iterator[int | None]:
     """Run `shards` on a pool of actors, replacing actors that die.
 
     Yields None once when the actors are ready, then the number of images of each shard as it is committed.
@@ -124,9 +124,9 @@ def fan_out(job: Job, shards: list[int], resources: Resources) -> Iterator[int |
     import ray
     from ray.exceptions import RayActorError
 
-    there = resources.gpus or resources.cpus
-    if (job.settings.actors or 0) > there:
-        raise UserError(f"sample.actors={job.settings.actors}: the cluster has {there} "
+    available = resources.gpus or resources.cpus
+    if (job.settings.actors or 0) > available:
+        raise UserError(f"sample.actors={job.settings.actors}: the cluster has {available} "
                          f"{'GPUs' if resources.gpus else 'CPUs'}")
     count = min(job.settings.actors or max(resources.gpus, 1), len(shards))
     cpus = resources.cpus_each(count)

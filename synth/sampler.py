@@ -22,9 +22,9 @@ class Sampler:
 
     def __init__(self, generator: Folder, steps: int, guidance: float, batch: int) -> None:
         self.steps, self.guidance, self.batch = steps, guidance, batch
-        with tempfile.TemporaryDirectory() as aside:
-            generator.download(aside)
-            self.pipeline = load_pipeline(Path(aside)).to(device())
+        with tempfile.TemporaryDirectory() as staging:
+            generator.download(staging)
+            self.pipeline = load_pipeline(Path(staging)).to(device())
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.vae.to(memory_format=torch.channels_last)
         if bf16_is_fast():

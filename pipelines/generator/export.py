@@ -81,11 +81,11 @@ def export(job: Job, chosen: Folder, ema: str, autoencoder: Folder, encoder: Fol
     """
     denoiser = job.denoiser(latent_spec(job.latents)).to(device()).eval()
     load_whole(denoiser, checkpoint.read_part(chosen, ema))
-    with tempfile.TemporaryDirectory() as aside:
+    with tempfile.TemporaryDirectory() as staging:
         pipeline = in_memory(job.settings, denoiser, autoencoder, encoder)
-        save_pipeline(Path(aside) / "generator", pipeline)
-        verify(Path(aside) / "generator", pipeline)
-        (job.folder / "generator").upload(f"{aside}/generator")
+        save_pipeline(Path(staging) / "generator", pipeline)
+        verify(Path(staging) / "generator", pipeline)
+        (job.folder / "generator").upload(f"{staging}/generator")
     return sum(p.numel() for p in denoiser.parameters())
 
 

@@ -12,13 +12,13 @@ Model = TypeVar("Model")
 
 def save_model(folder: Folder, model: Any) -> None:
     """Write the model's config and safetensors to `folder`/model."""
-    with tempfile.TemporaryDirectory() as aside:
-        model.save_pretrained(aside, safe_serialization=True)
-        (folder / "model").upload(aside)
+    with tempfile.TemporaryDirectory() as staging:
+        model.save_pretrained(staging, safe_serialization=True)
+        (folder / "model").upload(staging)
 
 
 def load_model(folder: Folder, kind: type[Model]) -> Model:
     """The model of class `kind` that `save_model` wrote below `folder`, on the CPU, in evaluation mode."""
-    with tempfile.TemporaryDirectory() as aside:
-        (folder / "model").download(aside)
-        return kind.from_pretrained(aside, use_safetensors=True, low_cpu_mem_usage=False).eval()  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as staging:
+        (folder / "model").download(staging)
+        return kind.from_pretrained(staging, use_safetensors=True, low_cpu_mem_usage=False).eval()  # type: ignore[attr-defined]

@@ -38,8 +38,8 @@ def publish(stage: Stage) -> Metrics:
     files = 0
     sources = {"generator": stage.input("train") / "generator", "corpus": stage.input("sample") / "corpus"}
     for part, source in sources.items():
-        with tempfile.TemporaryDirectory() as aside:
-            local = Path(aside)
+        with tempfile.TemporaryDirectory() as staging:
+            local = Path(staging)
             source.download(local / "data" if part == "corpus" else local)
             (local / "README.md").write_text(cards[part])
             if part == "generator":
