@@ -25,6 +25,8 @@ READ_AHEAD = 1 << 20  # bytes asked for at a time
 IN_MEMORY = 64 << 20  # bytes of an upload; more of them wait on disk
 DELETED_AT_ONCE = 1_000  # S3's limit
 KINDS = {403: PermissionError, 404: FileNotFoundError, 409: BlockingIOError, 412: FileExistsError}  # by HTTP status
+NOT_IMPLEMENTED = 501
+without_conditions: set[str] = set()  # buckets whose store does not know conditional writes
 
 
 def filesystem() -> PyFileSystem:
@@ -47,16 +49,33 @@ def put(path: str, data: bytes, replace: bool) -> None:
         data: All of it.
         replace: False writes only where there is no such object yet (a conditional write).
     """
-    condition = {} if replace else {"IfNoneMatch": "*"}
+    place = _place(path)
     for attempt in range(ATTEMPTS):
+        conditional = not replace and place["Bucket"] not in without_conditions
+        if not replace and not conditional and _exists(path):
+            return
         try:
-            _call("put_object", path, **_place(path), Body=data, **condition)
+            _call("put_object", path, **place, Body=data, **({"IfNoneMatch": "*"} if conditional else {}))
             return
         except FileExistsError:
             return
         except BlockingIOError:  # another writer is at it
             _back_off(attempt)
+        except NotConditional:  # what is written with `replace=False` is the same whoever writes it
+            without_conditions.add(place["Bucket"])
     raise OSError(f"s3://{path}: other writers are at it all the time")
+
+
+class NotConditional(OSError):
+    """The store answers 501 to a conditional write."""
+
+
+def _exists(path: str) -> bool:
+    try:
+        _call("head_object", path, **_place(path))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class S3(FileSystemHandler):
@@ -261,7 +280,8 @@ def _oserrors(path: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        kind = KINDS.get(error.response["ResponseMetadata"]["HTTPStatusCode"], OSError)
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        kind = NotConditional if status == NOT_IMPLEMENTED else KINDS.get(status, OSError)
         raise kind(f"s3://{path}: {error}") from error
     except (Boto3Error, BotoCoreError) as error:  # no network, no credentials
         raise OSError(f"s3://{path}: {error}") from error

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 
+OBJECT_STORES = ("gcs", "abfs")  # of pyarrow, which show an object when its stream is closed
+
+
 def absolute(uri: str) -> str:
     """`uri` with a local path made absolute, so that it means the same in every process of a cluster."""
     uri = uri.removeprefix("file://")
@@ -123,32 +126,53 @@ class Folder:
         """
         if self.is_local:
             os.makedirs(self.uri, exist_ok=True)
-            aside = f"{self.uri}/.{name}.{uuid.uuid4().hex}.tmp"
-            with open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if not replace and self._linked(aside, f"{self.uri}/{name}"):
+            staged = f"{self.uri}/.{name}.{uuid.uuid4().hex}.tmp"
+            try:
+                with open(staged, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:  # a full disk, for one: its room is given back
+                with contextlib.suppress(OSError):
+                    os.unlink(staged)
+                raise OSError(error.errno, f"{len(data):,} bytes cannot be written ({error.strerror})",
+                              f"{self.uri}/{name}") from error
+            if not replace and self._linked(staged, f"{self.uri}/{name}"):
                 return
-            os.replace(aside, f"{self.uri}/{name}")
+            os.replace(staged, f"{self.uri}/{name}")
         elif self.uri.startswith("s3://"):
             from cluster import s3
 
             s3.put(f"{self.path}/{name}", data, replace)
-        else:
+        elif self.filesystem.type_name in OBJECT_STORES:
             with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
                 stream.write(data)
+        else:
+            self._renamed(name, data, replace)
+
+    def _renamed(self, name: str, data: bytes, replace: bool) -> None:
+        """Write under a hidden name and rename, where the file system (HDFS) shows a file while it is written."""
+        target, staged = f"{self.path}/{name}", f"{self.path}/.{name}.{uuid.uuid4().hex}.tmp"
+        self.filesystem.create_dir(self.path, recursive=True)
+        with self.filesystem.open_output_stream(staged) as stream:
+            stream.write(data)
+        if self.exists(name):
+            if not replace:
+                self.filesystem.delete_file(staged)
+                return
+            self.filesystem.delete_file(target)  # HDFS renames onto no file
+        self.filesystem.move(staged, target)
 
     @staticmethod
-    def _linked(aside: str, target: str) -> bool:
-        """Whether `target` is there now, from `aside` or from before; False where the file system has no links."""
+    def _linked(staged: str, target: str) -> bool:
+        """Whether `target` is there now, from `staged` or from before; False where the file system has no links."""
         try:
-            os.link(aside, target)
+            os.link(staged, target)
         except FileExistsError:
             pass
         except OSError:
             return False
-        os.unlink(aside)
+        os.unlink(staged)
         return True
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:

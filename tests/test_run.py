@@ -211,16 +211,18 @@ def test_a_second_run_does_nothing_and_a_changed_setting_redoes_its_stage_and_wh
 
 
 @pytest.mark.ray
-def test_sigkill_in_ingest_latents_train_and_sample_changes_nothing(finished, tmp_path):
+def test_sigkill_in_any_stage_changes_nothing(finished, tmp_path):
     folder = tmp_path / "run"
-    for stage, committed in (("ingest", "ingest/images/part-*.parquet"), ("latents", "latents/part-*.parquet"),
+    for stage, committed in (("ingest", "ingest/images/part-*.parquet"), ("autoencoder", "autoencoder/metrics.jsonl"),
+                             ("encoder", "encoder/metrics.jsonl"), ("latents", "latents/part-*.parquet"),
                              ("train", "train/checkpoints/checkpoint_manager_snapshot.json"),
-                             ("sample", "sample/corpus/part-*.parquet")):
+                             ("sample", "sample/corpus/part-*.parquet"), ("evaluate", "evaluate/begun.json"),
+                             ("finetune", "finetune/real/arm.json")):
         kill_when(tmp_path, lambda committed=committed: any(folder.glob(committed)))
         assert not (folder / stage / "stage.json").exists(), f"{stage} was over before the kill"
         if stage == "train":  # as if killed while Ray wrote it
             (folder / committed).write_text("")
-    run(tmp_path, stage="sample")
+    run(tmp_path)
     assert table(tmp_path, "ingest/images") == table(finished, "ingest/images")
     assert table(tmp_path, "latents")["image_id"] == table(finished, "latents")["image_id"]
     found, expected = table(tmp_path, "sample/corpus"), table(finished, "sample/corpus")

@@ -204,3 +204,31 @@ def test_ingest_from_one_bucket_into_another_survives_sigkill(buckets, server):
     assert len(found) == len(set(found)) == 150
     assert set(found) == expected
     assert {name: images.filesystem.get_file_info(f"{images.path}/{name}").mtime for name in before} == stamps
+
+
+def test_a_store_that_knows_no_conditional_writes_is_written_all_the_same(buckets):
+    """Such stores answer 501 to If-None-Match; they are asked once, and what is there is still not replaced."""
+    from io import BytesIO
+
+    from botocore.awsrequest import AWSResponse
+
+    refused = []
+
+    def not_implemented(request, **_):
+        if request.headers.get("If-None-Match"):
+            refused.append(request.url)
+            raw = BytesIO(b"")
+            raw.stream = lambda *_, **__: iter([b"<Error><Code>NotImplemented</Code></Error>"])
+            return AWSResponse(request.url, 501, {}, raw)
+        return None
+
+    buckets.meta.events.register("before-send.s3", not_implemented)
+    try:
+        folder = Folder("s3://results/runs")
+        folder.write("a", b"first", replace=False)
+        folder.write("a", b"second", replace=False)
+        folder.write("b", b"first", replace=False)
+        assert (folder.read("a"), folder.read("b")) == (b"first", b"first")
+        assert len(refused) == 1
+    finally:
+        s3.without_conditions.clear()

@@ -1,10 +1,14 @@
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import empty
 
 from cluster import storage
-from cluster.storage import Folder, absolute
+from cluster.errors import UserError
+from cluster.storage import Folder, absolute, overlaps
 
 
 def test_a_written_file_is_read_back_and_replaced(tmp_path):
@@ -138,3 +142,66 @@ def test_a_read_only_folder_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match=str(tmp_path)):
         Folder(str(tmp_path)).check_writable()
+
+
+def test_where_files_show_while_they_are_written_a_cut_off_write_leaves_none(tmp_path):
+    """HDFS shows a file from its first byte on; here fsspec's local disk stands for it, through pyarrow's interface."""
+    from fsspec.implementations.local import LocalFileSystem
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    class CutOff(FSSpecHandler):
+        def open_output_stream(self, path, metadata):
+            Path(path).write_bytes(b"ha")
+            raise OSError("the connection is gone")
+
+    def folder(handler: type[FSSpecHandler]) -> Folder:
+        found = Folder("hdfs://host/runs")
+        found.__dict__["_resolved"] = (PyFileSystem(handler(LocalFileSystem())), str(tmp_path / "runs"))
+        return found
+
+    whole = folder(FSSpecHandler)
+    whole.write("a", b"first")
+    with pytest.raises(OSError, match="gone"):
+        folder(CutOff).write("b", b"half")
+    assert whole.names() == ["a"]
+    whole.write("a", b"second", replace=False)
+    assert whole.read("a") == b"first"
+    whole.write("a", b"second")
+    assert whole.read("a") == b"second"
+
+
+def test_a_full_disk_is_named_and_given_its_room_back(tmp_path):
+    code = """
+import resource, sys
+from cluster.storage import Folder
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+folder = Folder(sys.argv[1])
+try:
+    folder.write("part-00000.parquet", bytes(1 << 20))
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "1,048,576 bytes cannot be written" in done.stdout
+    assert "part-00000.parquet" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_folder_that_carries_the_mark_is_cleared(tmp_path):
+    folder = Folder(str(tmp_path))
+    (folder / "train").write("of the user.png", b"x")
+    with pytest.raises(UserError, match=r"begun\.json"):
+        folder.clear("begun.json")
+    assert (folder / "train").names() == ["of the user.png"]
+    folder.write("begun.json", b"{}")
+    folder.clear("begun.json")
+    assert folder.names() == ["begun.json"]
+
+
+@pytest.mark.parametrize(("one", "other", "expected"), [
+    ("/data/xrays", "/data/xrays/train", True), ("/data/xrays/", "/data/xrays", True),
+    ("/data/xrays", "/data/xrays2", False),
+    ("s3://bucket/a", "s3://bucket/a/b", True), ("s3://bucket/a", "s3://bucket/ab", False),
+    ("s3://bucket/a", "/bucket/a", False), ("file:///data/xrays", "/data/xrays", True)])
+def test_folders_that_lie_in_one_another(one, other, expected):
+    assert overlaps(one, other) == overlaps(other, one) == expected

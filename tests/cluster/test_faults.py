@@ -1,0 +1,52 @@
+"""What is a fault of the storage, and what is a file that is gone."""
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.faults import StorageUnavailable, read_listed, retried
+from cluster.storage import Folder
+
+WAITS = (0.01, 0.01)
+
+
+@pytest.fixture
+def films(tmp_path):
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.png").write_bytes(b"pixels")
+    return Folder(str(tmp_path / "films"))
+
+
+@pytest.mark.parametrize("error", [PermissionError("403"), TimeoutError("slow"), FileNotFoundError("not mounted yet"),
+                                   OSError(5, "input/output error")])
+def test_a_fault_that_passes_costs_an_attempt(error):
+    faults = [error, error]
+
+    def read() -> bytes:
+        if faults:
+            raise faults.pop()
+        return b"pixels"
+
+    assert retried(read, "s3://films/a.png", WAITS) == b"pixels"
+
+
+def test_a_fault_that_stays_names_the_place(films):
+    def read() -> bytes:
+        raise PermissionError("403")
+
+    with pytest.raises(StorageUnavailable, match=r"s3://films/a\.png.*403"):
+        retried(read, "s3://films/a.png", WAITS)
+
+
+def test_a_bug_is_no_fault_of_the_storage():
+    with pytest.raises(ZeroDivisionError):
+        retried(lambda: 1 / 0, "s3://films/a.png", WAITS)
+
+
+def test_a_listed_file_that_is_gone_is_told_from_a_folder_that_is_not_mounted(films, tmp_path):
+    assert read_listed(films, "a.png", WAITS) == b"pixels"
+    with pytest.raises(UserError, match=r"b\.png was listed and is gone"):
+        read_listed(films, "b.png", WAITS)
+    for place in ("unmounted", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(StorageUnavailable, match=place):
+            read_listed(Folder(str(tmp_path / place)), "a.png", WAITS)
