@@ -106,7 +106,7 @@ def test_a_remote_file_system_is_written_and_read(tmp_path):
     from pyarrow import fs
 
     folder = Folder("hdfs://host/run")
-    folder.__dict__["_resolved"] = (fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "")
+    folder.__dict__["_resolved"] = (fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "run")
     folder.write_json("x.json", {"a": 1})
     assert folder.read_json("x.json") == {"a": 1}
     assert folder.read_json("y.json") is None
