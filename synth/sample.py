@@ -22,7 +22,7 @@ from cluster.storage import Folder
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import bar, say
 from pipelines.tables.images import png
-from pipelines.tables.parquet import pending_shards, read_table, shard_count, write_shard
+from pipelines.tables.parquet import pending_shards, read_columns, shard_count, write_shard
 from pipelines.tables.schemas import CORPUS
 from synth.conditions import find_strategy
 from synth.settings import Sample
@@ -60,7 +60,7 @@ def sample(stage: Stage) -> Metrics:
             done += event
             shown.add(event)
         seconds = time.perf_counter() - start
-    metrics: Metrics = {"images": read_table(job.corpus, ["image_id"]).num_rows, "strategy": settings.strategy,
+    metrics: Metrics = {"images": read_columns(job.corpus, ["image_id"]).num_rows, "strategy": settings.strategy,
                         "steps": settings.steps, "guidance": settings.guidance}
     assert metrics["images"] == settings.images, f"{metrics['images']} of {settings.images} images in the corpus"
     return metrics | ({"images_per_second": round(done / seconds, 2)} if done else {})

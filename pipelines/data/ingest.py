@@ -29,8 +29,8 @@ from pipelines.monitor.progress import bar, say
 from pipelines.tables.images import png
 from pipelines.tables.parquet import (
     pending_shards,
+    read_columns,
     read_shard,
-    read_table,
     shard_count,
     shard_name,
     write_file,
@@ -179,7 +179,7 @@ def _applied(shard: pa.Table, decided: pa.Table) -> pa.Table:
 
 def decide(images: Folder, settings: Data) -> pa.Table:
     """The images that do not stay as they are: `uri`, the `split` they go to, or null and `detail` where they go."""
-    table = read_table(images, ["image_id", "uri", "split", "patient_id", "phash"])
+    table = read_columns(images, ["image_id", "uri", "split", "patient_id", "phash"])
     radius = settings.near_duplicates if settings.deduplicate else None
     hashes = None if radius is None else np.frombuffer(b"".join(table["phash"].to_pylist()), np.uint8).reshape(-1, 32)
     group = groups(table["image_id"].to_numpy(), hashes, radius)
@@ -202,8 +202,8 @@ def decide(images: Folder, settings: Data) -> pa.Table:
 
 
 def summarise(images: Folder, quarantine: Folder) -> Metrics:
-    table = read_table(images, ["split", "patient_id", "labels"])
-    reasons = Counter(read_table(quarantine, ["reason"])["reason"].to_pylist()) if quarantine.names() else Counter()
+    table = read_columns(images, ["split", "patient_id", "labels"])
+    reasons = Counter(read_columns(quarantine, ["reason"])["reason"].to_pylist()) if quarantine.names() else Counter()
     return {
         "images": table.num_rows,
         "quarantined": sum(reasons.values()),
@@ -220,7 +220,8 @@ def check(counts: Metrics, quarantine: Folder, settings: Data) -> None:
     seen = counts["images"] + counts["quarantined"]
     told = ", ".join(f"{n} {reason}" for reason, n in counts["reasons"].items())
     if bad:
-        worst = next(row for row in read_table(quarantine).to_pylist() if row["reason"] not in NOT_BAD)
+        rows = read_columns(quarantine, QUARANTINE.names).to_pylist()
+        worst = next(row for row in rows if row["reason"] not in NOT_BAD)
         told += f" (for one {worst['uri']}: {worst['reason']}, {worst['detail']})"
     if bad > settings.max_bad_fraction * seen:
         raise UserError(f"{bad} of {seen} images are bad, more than data.max_bad_fraction="

@@ -1,10 +1,12 @@
-"""Feature vectors of whole tables of images, and draws of equal size from them."""
+"""Feature vectors of tables of images: kept in shards, gone through block by block, and draws from them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -14,9 +16,10 @@ from cluster.storage import Folder
 from pipelines.generator.encoder.vit import embed
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.tables.images import pixels
-from pipelines.tables.parquet import read_shard, read_table, tensors
+from pipelines.tables.parquet import AHEAD, iterate_shards, read_ahead, read_columns, read_shard, tensors, write_file
 
-BATCH = 64
+BATCH = 64  # images embedded at a time
+BLOCK = 16_384  # embeddings on the device at a time
 
 
 @dataclass
@@ -29,30 +32,68 @@ class Features:
     def __len__(self) -> int:
         return len(self.ids)
 
+
+class Embedded:
+    """A table with the columns image_id and embedding (fixed-shape tensor), of which only the names are in memory.
+
+    Args:
+        split: only its rows, where it is given.
+    """
+
+    def __init__(self, table: Folder, split: str | None = None) -> None:
+        self.table, self.split = table, split
+        self.ids: list[str] = read_columns(table, ["image_id"], split)["image_id"].to_pylist()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def blocks(self, rows: int = BLOCK) -> Iterator[Tensor]:
+        """All embeddings in order, in blocks of about so many rows, float32 on the device."""
+        shards = (tensors(shard, "embedding") for shard in iterate_shards(self.table, ["embedding"], self.split)
+                  if shard.num_rows)
+        return (torch.from_numpy(block).to(device()).float() for block in regrouped(shards, rows))
+
     def take(self, rows: np.ndarray) -> Features:
-        return Features([self.ids[row] for row in rows], self.embeddings[torch.from_numpy(rows).to(device())])
-
-    def draw(self, n: int, random: np.random.Generator) -> Features:
-        """`n` different rows in random order."""
-        return self.take(random.permutation(len(self))[:n])
-
-
-def cached(latents: Folder, split: str) -> Features:
-    """The embeddings that the stage `latents` keeps of the real images of a split."""
-    table = read_table(latents, ["image_id", "embedding"], split)
-    embeddings = torch.from_numpy(tensors(table, "embedding")).to(device()).float()
-    return Features(table["image_id"].to_pylist(), embeddings)
+        """These rows, in this order."""
+        order = np.argsort(rows, kind="stable")
+        found, start = [], 0
+        for block in self.blocks():
+            inside = rows[order][slice(*np.searchsorted(rows[order], (start, start + len(block))))]
+            found.append(block[torch.from_numpy(inside - start).to(block.device)])
+            start += len(block)
+        embeddings = torch.cat(found)
+        return Features([self.ids[row] for row in rows],
+                        embeddings[torch.from_numpy(np.argsort(order)).to(embeddings.device)])
 
 
-def extract(model: Encoder, table: Folder) -> Features:
-    """Embed the images of a table, one shard in memory at a time.  Raises UserError when there is none."""
-    ids: list[str] = []
-    parts: list[Tensor] = []
-    for name in table.names(".parquet"):
-        shard = read_shard(table, name, ["image_id", "image"])
-        if shard.num_rows:
-            ids += shard["image_id"].to_pylist()
-            parts.append(embed(model, pixels(shard), BATCH).to(device()))
-    if not parts:
-        raise UserError(f"{table.uri} holds no image to evaluate")
-    return Features(ids, torch.cat(parts))
+def regrouped(parts: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """The same rows in the same order, in parts of at least `rows` but the last."""
+    waiting: list[np.ndarray] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= rows:
+            yield np.concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def extract(model: Encoder, images: Folder, out: Folder) -> Embedded:
+    """Embed a table of images into `out`, shard by shard; shards that are there from before are kept.
+
+    Raises UserError when there is no image.
+    """
+    def read(name: str) -> tuple[pa.ChunkedArray, np.ndarray]:
+        shard = read_shard(images, name, ["image_id", "image"])
+        return shard["image_id"], pixels(shard)
+
+    done = set(out.names(".parquet"))
+    names = [name for name in images.names(".parquet") if name not in done]
+    for name, (ids, decoded) in zip(names, read_ahead(read, names, AHEAD), strict=True):
+        if len(ids):
+            embeddings = pa.FixedShapeTensorArray.from_numpy_ndarray(embed(model, decoded, BATCH).numpy())
+            write_file(out, name, pa.table({"image_id": ids, "embedding": embeddings}))
+    found = Embedded(out)
+    if not len(found):
+        raise UserError(f"{images.uri} holds no image to evaluate")
+    return found

@@ -6,8 +6,6 @@ remains between two samples of real data at this size and with these features.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,19 +13,22 @@ from torch import Tensor
 from cluster.session import device
 from cluster.storage import Folder
 from cluster.tasks import compute
-from pipelines.evaluate.features import Features, cached, extract
+from pipelines.evaluate.features import Embedded, Features, extract
 from pipelines.evaluate.settings import Evaluate
 from pipelines.generator.encoder.vit import load_encoder
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.metrics.diversity import ms_ssim
 from pipelines.metrics.fidelity import frechet_distance, prdc
-from pipelines.metrics.memorisation import memorisation
+from pipelines.metrics.memorisation import memorisation, nearest_neighbours
 from pipelines.monitor.progress import say
 from pipelines.report import plots as figures
+from pipelines.tables.images import images_of
 
 REFERENCE = "test"
 SHOWN = 12
 HELD_OUT = 4  # images that the floor of the nearest-neighbour check needs
+QUERIES = 131_072  # synthetic images compared in one pass over the training images
+MAX_HELD_OUT = 10_000  # images of that floor: beyond these its 1st percentile is known well enough
 
 
 def evaluate(stage: Stage) -> Metrics:
@@ -48,23 +49,24 @@ def evaluate(stage: Stage) -> Metrics:
 def compare(
     folder: Folder, images: Folder, latents: Folder, corpus: Folder, encoder: Folder, settings: Evaluate, seed: int
 ) -> Metrics:
-    train, test = cached(latents, "train"), cached(latents, REFERENCE)
-    synthetic = extract(load_encoder(encoder).to(device()), corpus)
+    train, test = Embedded(latents, "train"), Embedded(latents, REFERENCE)
+    synthetic = extract(load_encoder(encoder).to(device()), corpus, folder / "embeddings")
     n = min(settings.images, len(train), len(test), len(synthetic))
     random = np.random.default_rng(seed)
-    reference, floor, chosen = (part.draw(n, random) for part in (test, train, synthetic))
+    reference, floor, chosen = (part.take(random.permutation(len(part))[:n]) for part in (test, train, synthetic))
     short = shortages(n, len(test), settings)
     metrics: Metrics = {"n": n}
     for suffix, part, table in (("", chosen, corpus), ("_floor", floor, images)):
         found = fidelity(reference.embeddings, part.embeddings, settings.neighbours)
         if n >= 2:
-            pictures = torch.from_numpy(figures.images_of(table, part.ids)).to(device())
-            found["ms_ssim"] = ms_ssim(pictures, settings.pairs, seed)
+            shown = images_of(table, part.ids[: 2 * settings.pairs])  # as many as all pairs can be of
+            found["ms_ssim"] = ms_ssim(torch.from_numpy(shown).to(device()), settings.pairs, seed)
         metrics |= {name + suffix: round(value, 4) for name, value in found.items()}
     if n >= 2:
         folder.write("embedding.png", figures.scatter(host(reference.embeddings), host(chosen.embeddings)))
     if len(test) >= HELD_OUT:
-        metrics |= nearest(folder, images, corpus, train, test.draw(len(test), random), synthetic)
+        held_out = test.take(random.permutation(len(test))[:MAX_HELD_OUT])
+        metrics |= nearest(folder, images, corpus, train, held_out, synthetic)
     return metrics | ({"absent": short} if short else {})
 
 
@@ -87,22 +89,18 @@ def fidelity(reference: Tensor, other: Tensor, neighbours: int) -> dict[str, flo
     return found | (prdc(reference, other, neighbours) if len(other) > neighbours else {})
 
 
-def nearest(folder: Folder, images: Folder, corpus: Folder, train: Features, test: Features,
-            synthetic: Features) -> dict[str, Any]:
-    """Compare all synthetic images with all training images; draws the closest pairs as nearest.png."""
-    found = memorisation(train.embeddings, synthetic.embeddings, test.embeddings)
-    distances, rows = found["nearest_distance"], found["nearest_index"]
-    assert isinstance(distances, Tensor)
-    assert isinstance(rows, Tensor)
+def nearest(folder: Folder, images: Folder, corpus: Folder, train: Embedded, held_out: Features,
+            synthetic: Embedded) -> Metrics:
+    """Compare all synthetic images with all training images, block by block; draws the closest pairs as nearest.png."""
+    floor, _ = nearest_neighbours(train.blocks(), held_out.embeddings)
+    found = [nearest_neighbours(train.blocks(), block) for block in synthetic.blocks(QUERIES)]
+    distances, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
     closest = distances.argsort()[:SHOWN].cpu()
-    copies = images_of_rows(corpus, synthetic, closest), images_of_rows(images, train, rows.cpu()[closest])
+    copies = (images_of(corpus, [synthetic.ids[row] for row in closest.tolist()]),
+              images_of(images, [train.ids[row] for row in rows.cpu()[closest].tolist()]))
     folder.write("nearest.png", figures.nearest(*copies, host(distances)[closest.numpy()]))
-    return {name: round(value, 4) for name, value in found.items() if isinstance(value, float)} | {
+    return {name: round(value, 4) for name, value in memorisation(distances, floor).items()} | {
         "nearest_checked": len(synthetic)}
-
-
-def images_of_rows(table: Folder, features: Features, rows: Tensor) -> np.ndarray:
-    return figures.images_of(table, features.take(rows.numpy()).ids)
 
 
 def host(values: Tensor) -> np.ndarray:

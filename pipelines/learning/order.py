@@ -1,19 +1,21 @@
 """The order in which training sees images: a function of (seed, epoch, cursor) and of nothing else.
 
 Every epoch is one permutation of the whole set. The cursor counts images, so a run resumes at any cursor with any
-number of workers and sees exactly the images not yet seen.
+number of workers and sees exactly the images not yet seen. `Order` is for a set in memory; `WindowedOrder` is for a set
+that is read shard by shard, and shuffles as many shards at a time as memory holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 
-def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of `n` images in one epoch, int64 (n,)."""
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
+def permutation(n: int, *seed: int) -> np.ndarray:
+    """Order of `n` images, int64 (n,); of one epoch for the seed (seed, epoch)."""
+    return np.random.Generator(np.random.PCG64(seed)).permutation(n)
 
 
 class Order:
@@ -39,6 +41,69 @@ class Order:
             self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1}
             self._epochs[epoch] = permutation(self.n, self.seed, epoch)
         return self._epochs[epoch]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The shards that are shuffled together, and which images are seen at the cursors [start, stop)."""
+
+    start: int
+    stop: int
+    shards: np.ndarray  # int64, ascending
+    order: np.ndarray  # int64 (stop - start,): of the images of these shards, counted shard after shard
+
+
+class WindowedOrder:
+    """Images at any range of cursors where only a window of shards fits in memory.
+
+    Every epoch deals the shards at random into windows of at most `window` shards (of equal number, give or take one)
+    and shuffles the images of each window. One window that holds all shards gives the order of `Order`.
+
+    Args:
+        shard_rows: images in each shard; 0 is allowed.
+        seed: of all shuffles.
+        window: shards in memory at a time.
+    """
+
+    def __init__(self, shard_rows: Sequence[int], seed: int, window: int) -> None:
+        self.shard_rows = np.asarray(shard_rows, np.int64)
+        self.n = int(self.shard_rows.sum())
+        assert self.n > 0, "an order needs at least one image"
+        assert window > 0, "a window holds at least one shard"
+        self.seed = seed
+        self._filled = np.flatnonzero(self.shard_rows)
+        self._count = -(-len(self._filled) // window)  # windows in an epoch
+        self._last: Window | None = None
+
+    def window_at(self, cursor: int) -> Window:
+        """The window that the image at `cursor` belongs to."""
+        if self._last is None or not self._last.start <= cursor < self._last.stop:
+            self._last = self._window(*divmod(cursor, self.n))
+        return self._last
+
+    def indices(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shard, and row of that shard, of the images at cursors [start, stop), int64 (stop - start,) each."""
+        shards, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        while start < stop:
+            window = self.window_at(start)
+            end = min(stop, window.stop)
+            chosen = window.order[start - window.start : end - window.start]
+            starts = np.cumsum(self.shard_rows[window.shards]) - self.shard_rows[window.shards]
+            of = np.searchsorted(starts, chosen, "right") - 1
+            shards.append(window.shards[of])
+            rows.append(chosen - starts[of])
+            start = end
+        return np.concatenate(shards), np.concatenate(rows)
+
+    def _window(self, epoch: int, offset: int) -> Window:
+        if self._count == 1:
+            return Window(epoch * self.n, (epoch + 1) * self.n, self._filled, permutation(self.n, self.seed, epoch))
+        dealt = np.array_split(self._filled[permutation(len(self._filled), self.seed, epoch)], self._count)
+        stops = np.cumsum([self.shard_rows[shards].sum() for shards in dealt])
+        k = int(np.searchsorted(stops, offset, "right"))
+        shards, rows = np.sort(dealt[k]), int(self.shard_rows[dealt[k]].sum())
+        stop = epoch * self.n + int(stops[k])
+        return Window(stop - rows, stop, shards, permutation(rows, self.seed, epoch, 1 + k))
 
 
 def batches(total: int, batch: int, cursor: int = 0) -> Iterator[tuple[int, int]]:

@@ -7,19 +7,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NEIGHBOURS = 20  # of the k-NN probe, as in DINO
+QUERIES = 1_024  # whose neighbours are looked for at a time
 
 
 def effective_rank(embeddings: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of (N, D) (RankMe, Garrido et al. 2023)."""
+    """exp of the entropy of the normalised singular values of (N, D) (RankMe, Garrido et al. 2023).
+
+    Time is O(N D^2): give it a sample of some ten thousand rows.
+    """
     values = torch.linalg.svdvals(embeddings - embeddings.mean(0))
     share = values / values.sum()
     return torch.exp(-(share * torch.log(share + 1e-12)).sum()).item()
 
 
 def knn_auc(train: Tensor, train_targets: Tensor, query: Tensor, targets: Tensor) -> float:
-    """Macro AUC of the share of positive labels among the nearest training images."""
+    """Macro AUC of the share of positive labels among the nearest training images, by cosine similarity.
+
+    Memory is bounded by a block of QUERIES rows of similarities.
+
+    Args:
+        train: (N, D) embeddings.
+        train_targets: (N, L), 1 where the label holds.
+        query: (M, D) embeddings.
+        targets: (M, L), each column of both classes.
+    """
     from torchmetrics.functional.classification import multilabel_auroc
 
-    nearest = (F.normalize(query, dim=1) @ F.normalize(train, dim=1).T).topk(min(NEIGHBOURS, len(train))).indices
+    train, k = F.normalize(train, dim=1), min(NEIGHBOURS, len(train))
+    nearest = torch.cat([(block @ train.T).topk(k).indices for block in F.normalize(query, dim=1).split(QUERIES)])
     scores = train_targets[nearest].mean(1)
     return round(multilabel_auroc(scores, targets.int(), num_labels=targets.shape[1]).item(), 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -10,29 +12,37 @@ from pipelines.metrics.fidelity import check_features, distance_blocks
 COPY_QUANTILE = 0.01
 
 
-def _nearest(train: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(train.dtype, query.dtype)
-    nearest = [distances.min(dim=1) for _, distances in distance_blocks(query.to(dtype), train.to(dtype))]
-    return torch.cat([block.values for block in nearest]), torch.cat([block.indices for block in nearest])
-
-
-def nearest_neighbours(train: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the nearest training row of each query row, in bounded memory.
+def nearest_neighbours(train: Iterable[Tensor], query: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the nearest training row of each query row, with one block of training rows in memory at a time.
 
     Args:
-        train: (N, D) features.
+        train: blocks (N_b, D) of features, as many as there are.
         query: (M, D) features.
 
     Returns:
-        Euclidean distance (M,) in feature units, and int64 row of `train` (M,), both on the device of `train`.
+        Euclidean distance (M,) in feature units, and int64 row of all of `train` (M,), both on the device of `query`.
 
     Raises:
         ValueError: an empty set, different D, or NaN or infinite features.
     """
-    train, query = check_features(train=train, query=query)
-    if min(len(train), len(query)) < 1:
-        raise ValueError(f"nearest neighbours of {len(query)} query rows in {len(train)} training rows do not exist")
-    return _nearest(train, query)
+    best, index, seen = torch.full((len(query),), torch.inf), torch.zeros(len(query), dtype=torch.int64), 0
+    best, index = best.to(query.device), index.to(query.device)
+    for block in train:
+        if not len(block):
+            continue
+        rows, against = check_features(query=query, train=block)
+        dtype = torch.promote_types(rows.dtype, against.dtype)
+        best = best.to(dtype)
+        for start, distances in distance_blocks(rows.to(dtype), against.to(dtype)):
+            found, places = distances.min(dim=1)
+            part = slice(start, start + len(found))
+            closer = found < best[part]
+            best[part] = torch.where(closer, found, best[part])
+            index[part] = torch.where(closer, places + seen, index[part])
+        seen += len(against)
+    if min(seen, len(query)) < 1:
+        raise ValueError(f"nearest neighbours of {len(query)} query rows in {seen} training rows do not exist")
+    return best, index
 
 
 def _share_below(distance: Tensor, reference: Tensor) -> float:
@@ -40,7 +50,7 @@ def _share_below(distance: Tensor, reference: Tensor) -> float:
     return float((distance <= threshold).double().mean())
 
 
-def memorisation(train: Tensor, synthetic: Tensor, held_out: Tensor) -> dict[str, float | Tensor]:
+def memorisation(synthetic: Tensor, held_out: Tensor) -> dict[str, float]:
     """Compare synthetic -> train with held-out -> train nearest-neighbour distances.
 
     A three-sample comparison after Meehan et al. 2020 ("A Non-Parametric Test to Detect Data-Copying in Generative
@@ -55,9 +65,8 @@ def memorisation(train: Tensor, synthetic: Tensor, held_out: Tensor) -> dict[str
     rows, and `copies_floor` by about 2 / H: with fewer than a few hundred, read `copies` only against `copies_floor`.
 
     Args:
-        train: (N, D) features of the training images.
-        synthetic: (M, D) features of the generated images.
-        held_out: (H, D) features of real images not trained on, H >= 4, in any order.
+        synthetic: (M,) distances of the generated images to their nearest training images, by `nearest_neighbours`.
+        held_out: (H,) the same of real images not trained on, H >= 4, in any order.
 
     Returns:
         nearest_median: median synthetic -> train distance, in feature units.
@@ -65,25 +74,18 @@ def memorisation(train: Tensor, synthetic: Tensor, held_out: Tensor) -> dict[str
         copies: share of synthetic rows that count as copies.
         copies_floor: the same share for real images, cross-fitted: the even rows of `held_out` against the threshold
             of the odd rows and the reverse, averaged.
-        nearest_distance: (M,) synthetic -> train distances.
-        nearest_index: (M,) int64 rows of `train` at those distances.
 
     Raises:
-        ValueError: fewer than 4 held-out rows, an empty set, different D, or NaN or infinite features.
+        ValueError: fewer than 4 held-out distances, or no synthetic one.
     """
-    train, synthetic, held_out = check_features(train=train, synthetic=synthetic, held_out=held_out)
     if len(held_out) < 4:
         raise ValueError(f"the floor needs at least 4 held-out rows, better several hundred, got {len(held_out)}")
-    if min(len(train), len(synthetic)) < 1:
-        raise ValueError(f"nothing to compare: {len(synthetic)} synthetic and {len(train)} training rows")
-    distance, index = _nearest(train, synthetic)
-    floor, _ = _nearest(train, held_out)
-    even, odd = floor[::2], floor[1::2]
+    if len(synthetic) < 1:
+        raise ValueError("nothing to compare: 0 synthetic rows")
+    even, odd = held_out[::2], held_out[1::2]
     return {
-        "nearest_median": float(distance.median()),
-        "nearest_floor_median": float(floor.median()),
-        "copies": _share_below(distance, floor),
+        "nearest_median": float(synthetic.median()),
+        "nearest_floor_median": float(held_out.median()),
+        "copies": _share_below(synthetic, held_out),
         "copies_floor": (_share_below(even, odd) + _share_below(odd, even)) / 2,
-        "nearest_distance": distance,
-        "nearest_index": index,
     }

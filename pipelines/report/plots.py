@@ -8,16 +8,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
-
-from cluster.storage import Folder
-from pipelines.tables.images import pixels
-from pipelines.tables.parquet import read_shard
 
 INK, REAL, SYNTHETIC = "#7f858c", "#3f87cf", "#e07a34"
 TILE = 128  # pixels of a tile of a sheet, at most
@@ -28,18 +22,6 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "axes.titlesize": 9, "axes.titlelocation":
     "left", "lines.linewidth": 1.6,
 }
-
-
-def images_of(table: Folder, ids: Sequence[str]) -> np.ndarray:
-    """The images of these ids, in this order, one shard in memory at a time: uint8 (N, 1, H, W)."""
-    wanted = pa.array(ids, pa.string())
-    found: dict[str, np.ndarray] = {}
-    for name in table.names(".parquet"):
-        if len(found) == len(set(ids)):
-            break
-        shard = read_shard(table, name, ["image_id", "image"]).filter(pc.field("image_id").isin(wanted))
-        found |= dict(zip(shard["image_id"].to_pylist(), pixels(shard), strict=True))
-    return np.stack([found[one] for one in ids])
 
 
 def sheet(images: np.ndarray, columns: int) -> bytes:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
 from cluster.storage import Folder
 from pipelines.graph.plan import code_version
@@ -28,7 +27,9 @@ from pipelines.report.summary import (
     settings_of,
     write_metrics,
 )
-from pipelines.tables.parquet import read_shard, read_table
+from pipelines.tables.draw import draw_rows
+from pipelines.tables.images import pixels
+from pipelines.tables.parquet import read_shard
 
 SHEET, COLUMNS = 32, 8
 QUARANTINE_ROWS = 10
@@ -114,11 +115,9 @@ def sheets_of(stage: Stage) -> Iterator[Figure]:
                for node, folder in corpora.items()]
     for title, caption, table, split in tables:
         if table.names(".parquet"):
-            ids = read_table(table, ["image_id"], split)["image_id"].to_pylist()
-            chosen = np.random.default_rng(stage.seed).permutation(len(ids))[:SHEET]
-            if len(chosen):
-                images = plots.images_of(table, [ids[row] for row in chosen])
-                yield Figure(title, f"{len(chosen)} images {caption}", plots.sheet(images, COLUMNS))
+            drawn = draw_rows(table, SHEET, stage.seed, ["image"], split, by="source" if split else None)
+            if drawn.num_rows:
+                yield Figure(title, f"{drawn.num_rows} images {caption}", plots.sheet(pixels(drawn), COLUMNS))
 
 
 def drawn_of(stage: Stage) -> Iterator[Figure]:

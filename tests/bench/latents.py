@@ -17,7 +17,7 @@ from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.graph.compose import load_settings
 from pipelines.learning.weights import save_model
 from pipelines.tables.images import pixels, png
-from pipelines.tables.parquet import read_table, write_shard
+from pipelines.tables.parquet import read_shard, shard_name, write_shard
 from pipelines.tables.schemas import IMAGES
 from pipelines.tables.streaming import shard_numbers, stream
 
@@ -32,7 +32,7 @@ def make_inputs(root: Folder, settings) -> None:
                 for k, film in enumerate(films)]
         write_shard(root / "images", shard, pa.Table.from_pylist(rows, schema=IMAGES))
     autoencoder = build(settings.autoencoder, settings.data.size)
-    set_statistics(autoencoder, pixels(read_table(root / "images", ["image"]))[:64], 64)
+    set_statistics(autoencoder, pixels(read_shard(root / "images", shard_name(0), ["image"]))[:64], 64)
     save_model(root / "autoencoder", autoencoder)
     encoder = Encoder(settings.encoder.architecture, settings.data.size, mean=0.5, std=0.25,
                       options=settings.encoder.options)

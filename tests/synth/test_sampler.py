@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from conftest import whole
 
 from cluster.session import Resources
 from cluster.storage import Folder
@@ -18,7 +19,7 @@ from pipelines.generator.denoiser.network import build
 from pipelines.generator.denoiser.objective import process
 from pipelines.generator.export import assemble, save_pipeline
 from pipelines.generator.standalone.image_encoder import Encoder
-from pipelines.tables.parquet import read_table, write_shard
+from pipelines.tables.parquet import write_shard
 from pipelines.tables.schemas import latents_schema
 from synth import sample as fanout
 from synth.conditions import Condition
@@ -77,7 +78,7 @@ def test_the_corpus_is_the_same_for_any_number_of_actors_and_when_one_is_killed(
     victims = [p for p in psutil.Process().children(recursive=True) if "ray::Worker" in " ".join(p.cmdline()[:1])]
     os.kill(victims[0].pid, signal.SIGKILL)
     assert sum(events) == 48
-    first, second = (read_table(folder).to_pylist() for folder in (one.corpus, many.corpus))
+    first, second = (whole(folder).to_pylist() for folder in (one.corpus, many.corpus))
     assert first == second
     assert len({row["image_id"] for row in first}) == 48
     assert all(row["labels"] == [LABELS[int(row["source_image_ids"][0][2:]) % 2]] for row in first)

@@ -13,12 +13,13 @@ from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage
+from pipelines.learning.readers import ArrayReader
 from pipelines.learning.small_loop import CHECKPOINT
 from pipelines.tables.images import png
 from pipelines.tables.parquet import write_shard
 from pipelines.tables.schemas import CORPUS, IMAGES
 from tuning.finetune import stage as module
-from tuning.finetune.classify import Examples, best_threshold, probabilities, residual_network, train
+from tuning.finetune.classify import best_threshold, probabilities, residual_network, train
 from tuning.finetune.stage import RESULT, choose_target, count, finetune, no_target, one_class
 
 SIDE = 32
@@ -145,7 +146,7 @@ def test_figures_that_cannot_be_known_are_absent(stage, monkeypatch):
 def test_training_resumes_to_the_same_weights(tmp_path, tiny):
     settings = tiny("finetune.images=96", "finetune.checkpoint_seconds=1e-9").finetune
     images, labels = toy_images(64, 0)
-    examples = Examples(np.stack(images)[:, None], np.array([bool(present) for present in labels]))
+    inputs, targets = np.stack(images)[:, None], np.array([bool(present) for present in labels])
 
     def run(name: str, stop_after: int | None = None) -> torch.Tensor:
         torch.manual_seed(0)
@@ -158,8 +159,8 @@ def test_training_resumes_to_the_same_weights(tmp_path, tiny):
                 raise InterruptedError
 
         model.register_forward_pre_hook(count_calls)
-        train(model, examples, settings, 0, Folder(f"{tmp_path}/{name}"))
-        return probabilities(model, examples.inputs, 32)
+        train(model, ArrayReader(inputs, targets, 0), settings, 0, Folder(f"{tmp_path}/{name}"))
+        return probabilities(model, [inputs], 32)
 
     with pytest.raises(InterruptedError):
         run("cut", stop_after=3)

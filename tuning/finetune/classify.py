@@ -6,6 +6,7 @@ encoder. Images are not mirrored in training: the heart is on the left.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import kornia.augmentation as K
@@ -26,6 +27,7 @@ from cluster.session import device
 from cluster.storage import Folder
 from pipelines.graph.stage import Metrics
 from pipelines.learning.precision import to_device
+from pipelines.learning.readers import Batch, Reader
 from pipelines.learning.settings import Fitting
 from pipelines.learning.small_loop import fit
 
@@ -35,13 +37,15 @@ NEUTRAL_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs, uint8 images (N, 1, H, W) or float32 embeddings (N, D), and whether each shows the target, bool (N,)."""
+    """What a classifier is judged on.
 
-    inputs: np.ndarray
+    Args:
+        inputs: uint8 images (N, 1, H, W) or float32 embeddings (N, D), in parts of any length; gone through once.
+        targets: whether each shows the target, bool (N,).
+    """
+
+    inputs: Iterable[np.ndarray]
     targets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.targets)
 
 
 def residual_network(channels: list[int]) -> nn.Module:
@@ -75,31 +79,34 @@ def to_tensor(inputs: np.ndarray) -> Tensor:
     return to_device(inputs, device()) if inputs.dtype == np.uint8 else torch.from_numpy(inputs).to(device())
 
 
-def train(model: nn.Module, examples: Examples, settings: Fitting, seed: int, folder: Folder) -> None:
+def train(model: nn.Module, reader: Reader, settings: Fitting, seed: int, folder: Folder) -> None:
     """Minimise the binary cross-entropy over `settings.images` examples, repeats counted; ends in evaluation mode.
 
     Args:
+        reader: of images or embeddings, with bool targets (N,).
         folder: Takes the checkpoint it resumes from, and metrics.jsonl.
 
     Raises:
-        FloatingPointError: The loss is no finite number.
+        FloatingPointError: The loss is not finite.
     """
-    augment = augmentation() if examples.inputs.dtype == np.uint8 else nn.Identity()
-    targets = torch.from_numpy(examples.targets).float().to(device())
+    augment = augmentation()
 
-    def loss(rows: np.ndarray, progress: float) -> dict[str, Tensor]:
-        logits = model(augment(to_tensor(examples.inputs[rows]))).float().squeeze(1)
-        return {"loss": F.binary_cross_entropy_with_logits(logits, targets[torch.from_numpy(rows).to(device())])}
+    def loss(batch: Batch, progress: float) -> dict[str, Tensor]:
+        inputs = to_tensor(batch.inputs)
+        targets = torch.from_numpy(batch.targets).to(device()).float()
+        logits = model(augment(inputs) if batch.inputs.dtype == np.uint8 else inputs).float().squeeze(1)
+        return {"loss": F.binary_cross_entropy_with_logits(logits, targets)}
 
     model.train()
-    fit(model, loss, settings, len(examples), seed, folder)
+    fit(model, loss, settings, reader, seed, folder)
     model.eval()
 
 
 @torch.no_grad()
-def probabilities(model: nn.Module, inputs: np.ndarray, batch: int) -> Tensor:
+def probabilities(model: nn.Module, inputs: Iterable[np.ndarray], batch: int) -> Tensor:
     """Probability of the target, float32 (N,) on the host; not in bfloat16, whose many ties would blur the AUC."""
-    parts = [model(to_tensor(inputs[i : i + batch])).squeeze(1).sigmoid().cpu() for i in range(0, len(inputs), batch)]
+    parts = [model(to_tensor(part[i : i + batch])).squeeze(1).sigmoid().cpu()
+             for part in inputs for i in range(0, len(part), batch)]
     return torch.cat(parts) if parts else torch.zeros(0)
 
 

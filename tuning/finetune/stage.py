@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from cluster.session import device
 from cluster.storage import Folder
 from cluster.tasks import compute
 from pipelines.generator.encoder.vit import embed, load_encoder
 from pipelines.graph.stage import Metrics, Stage
+from pipelines.learning.readers import ArrayReader, ImageReader, Part, Reader
 from pipelines.learning.small_loop import CHECKPOINT
 from pipelines.monitor.progress import follow, say
 from pipelines.tables.images import pixels
-from pipelines.tables.parquet import read_table
+from pipelines.tables.parquet import iterate_shards, read_columns
 from tuning.finetune.classify import Examples, embedding_head, judge, residual_network, save_weights, train
 from tuning.settings import Finetune
 
@@ -33,7 +35,6 @@ OPACITY = re.compile(r"pneumon|opaci|infiltrat|consolidat|covid|tubercul", re.IG
 NORMAL = re.compile(r"normal|no[ _-]?findings?|healthy|negative|none|0", re.IGNORECASE)
 RESULT = "arm.json"
 
-Part = tuple[Folder, str | None]  # a table and the split of it, None where it has no splits
 Labels = Sequence[Sequence[str]]  # of every image
 
 
@@ -42,7 +43,7 @@ def finetune(stage: Stage) -> Metrics:
     settings, images = stage.section(Finetune), stage.input("ingest") / "images"
     parts: dict[str, Part] = {"real": (images, "train"), "synthetic": (stage.input("sample") / "corpus", None),
                               "val": (images, "val"), "test": (images, "test")}
-    labels = {name: read_table(folder, ["labels"], split)["labels"].to_pylist()
+    labels = {name: read_columns(folder, ["labels"], split)["labels"].to_pylist()
               for name, (folder, split) in parts.items()}
     metrics: Metrics = {"backbone": settings.backbone}
     target = choose_target(labels["real"], settings.target)
@@ -117,11 +118,8 @@ def train_arm(folder: Folder, sources: list[Part], val: Part, test: Part, target
           encoder: Folder | None, seed: int) -> Metrics:
     """Train and judge one arm; its result is committed last, so that a resumed stage knows the arm is done."""
     torch.manual_seed(seed)
-    examples = [load_examples(part, target, encoder, settings.batch) for part in sources]
-    learned = Examples(np.concatenate([e.inputs for e in examples]), np.concatenate([e.targets for e in examples]))
-    model = residual_network(settings.channels) if encoder is None else embedding_head(learned.inputs.shape[1])
-    model = model.to(device())
-    train(model, learned, settings, seed, folder)
+    reader, model = learner(sources, target, settings, encoder, seed)
+    train(model, reader, settings, seed, folder)
     metrics = judge(model, load_examples(val, target, encoder, settings.batch),
                     load_examples(test, target, encoder, settings.batch), settings.batch)
     save_weights(folder, model, target=target, backbone=settings.backbone, channels=str(settings.channels))
@@ -130,10 +128,31 @@ def train_arm(folder: Folder, sources: list[Part], val: Part, test: Part, target
     return metrics
 
 
+def learner(sources: list[Part], target: str, settings: Finetune, encoder: Folder | None,
+            seed: int) -> tuple[Reader, nn.Module]:
+    """What to learn from, images as they are read or all their embeddings, and the network for it."""
+    targets = np.concatenate([targets_of(part, target) for part in sources])
+    if encoder is None:
+        reader: Reader = ImageReader(sources, seed, targets)
+        return reader, residual_network(settings.channels).to(device())
+    embeddings = np.concatenate([chunk for part in sources for chunk in inputs_of(part, encoder, settings.batch)])
+    return ArrayReader(embeddings, targets, seed), embedding_head(embeddings.shape[1]).to(device())
+
+
 def load_examples(part: Part, target: str, encoder: Folder | None, batch: int) -> Examples:
-    """The images of a part, or their embeddings where there is an encoder, with their targets."""
-    table = read_table(part[0], ["image", "labels"], part[1])
-    inputs = pixels(table)
-    if encoder is not None:
-        inputs = embed(load_encoder(encoder).to(device()), inputs, batch).numpy()
-    return Examples(inputs, np.array([target in present for present in table["labels"].to_pylist()], bool))
+    return Examples(inputs_of(part, encoder, batch), targets_of(part, target))
+
+
+def targets_of(part: Part, target: str) -> np.ndarray:
+    """Whether each image of a part shows the target, bool (N,)."""
+    labels = read_columns(part[0], ["labels"], part[1])["labels"].to_pylist()
+    return np.array([target in present for present in labels], bool)
+
+
+def inputs_of(part: Part, encoder: Folder | None, batch: int) -> Iterator[np.ndarray]:
+    """The images of a part, or their embeddings where there is an encoder; one shard in memory at a time."""
+    network = None if encoder is None else load_encoder(encoder).to(device())
+    for shard in iterate_shards(part[0], ["image"], part[1]):
+        if shard.num_rows:
+            images = pixels(shard)
+            yield images if network is None else embed(network, images, batch).numpy()

@@ -8,8 +8,10 @@ sets from collapsing: Sinkhorn-Knopp centring and the KoLeo term. Views are not 
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import timm
 import torch
+from torch import Tensor
 
 from cluster.session import device
 from cluster.storage import Folder
@@ -22,16 +24,20 @@ from pipelines.generator.settings import Encoder as EncoderSettings
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.learning.precision import to_device
+from pipelines.learning.readers import ImageReader
 from pipelines.learning.small_loop import CHECKPOINT, fit
 from pipelines.learning.weights import save_model
 from pipelines.metrics.embeddings import effective_rank, knn_auc
 from pipelines.monitor.progress import follow
-from pipelines.tables.images import pixels
-from pipelines.tables.parquet import read_table
+from pipelines.tables.draw import iterate_drawn
+from pipelines.tables.images import picture, pixels
+
+STATISTICS_IMAGES = 2_000  # of the train split, for the mean and deviation of its pixels
+PROBED = {"train": 20_000, "val": 5_000}  # images of each split for the effective rank and the k-NN probe, at most
 
 
 def encoder(stage: Stage) -> Metrics:
-    """Returns the embeddings' effective rank and a k-NN probe's AUC on the val split."""
+    """Returns the embeddings' effective rank and a k-NN probe's AUC on the val split, each of a sample."""
     settings = stage.section(EncoderSettings)
     work = (stage.folder, stage.input("ingest") / "images", settings, stage.metrics_of("ingest")["size"], stage.seed)
     splits = stage.metrics_of("ingest")["splits"]
@@ -42,31 +48,50 @@ def encoder(stage: Stage) -> Metrics:
 
 def train_encoder(folder: Folder, table: Folder, settings: EncoderSettings, size: int, seed: int) -> Metrics:
     torch.manual_seed(seed)
-    rows = {split: read_table(table, ["image", "labels"], split) for split in ("train", "val")}
-    train = pixels(rows["train"])
     if settings.pretrained:
-        model = from_timm(settings.pretrained, size).to(device())
+        model, weights = from_timm(settings.pretrained, size).to(device()), settings.pretrained
     else:
-        levels = train.astype(np.float32) / 255
+        mean, std = pixel_statistics(table, seed)
         side = whole_patches(size, timm.create_model(settings.architecture, **settings.options))
-        model = Encoder(settings.architecture, side, mean=float(levels.mean()), std=float(levels.std()),
-                        options=settings.options)
-        dino = Dino(model, settings).to(device())
-        fit(dino, lambda batch, progress: dino.loss(to_device(train[batch], device()), progress), settings, len(train),
+        model = Encoder(settings.architecture, side, mean=mean, std=std, options=settings.options)
+        dino, reader = Dino(model, settings).to(device()), ImageReader([(table, "train")], seed)
+        weights = f"DINO on {settings.total(reader.n)} images of the train split"
+        fit(dino, lambda batch, progress: dino.loss(to_device(batch.inputs, device()), progress), settings, reader,
             seed, folder)
         model = dino.teacher.encoder
-    model.eval()
-    found = {"train": embed(model, train, settings.batch), "val": embed(model, pixels(rows["val"]), settings.batch)}
-    metrics: Metrics = {"dim": model.embedding_dim, "effective_rank": round(effective_rank(found["train"]), 2)}
-    labels = known_labels(rows["train"])
-    if labels:
-        targets = {split: torch.from_numpy(multi_hot(rows[split], labels)) for split in rows}
-        judged = [k for k in range(len(labels)) if 0 < targets["val"][:, k].sum() < len(targets["val"])]
-        if judged:
-            metrics["knn_auc"] = knn_auc(found["train"], targets["train"][:, judged], found["val"],
-                                         targets["val"][:, judged])
+    metrics = probe(model.eval(), table, settings.batch, seed)
     save_model(folder, model)
     folder.remove(CHECKPOINT)
-    return metrics | {"parameters": sum(p.numel() for p in model.parameters()),
-                      "weights": settings.pretrained
-                      or f"DINO on {settings.total(len(train))} images of the train split"}
+    return metrics | {"parameters": sum(p.numel() for p in model.parameters()), "weights": weights}
+
+
+def pixel_statistics(table: Folder, seed: int) -> tuple[float, float]:
+    """Mean and deviation of the pixels in [0, 1] of a sample of the train split."""
+    counts = sum(np.bincount(picture(image).ravel(), minlength=256)
+                 for shard in iterate_drawn(table, STATISTICS_IMAGES, seed, ["image"], "train")
+                 for image in shard["image"])
+    levels = np.arange(256) / 255
+    mean = np.average(levels, weights=counts)
+    return float(mean), float(np.sqrt(np.average((levels - mean) ** 2, weights=counts)))
+
+
+def probe(model: Encoder, table: Folder, batch: int, seed: int) -> Metrics:
+    """Width and effective rank of the embeddings, and where there are labels how well neighbours share them."""
+    (train, train_labels), (val, val_labels) = (embed_drawn(model, table, split, batch, seed) for split in PROBED)
+    metrics: Metrics = {"dim": model.embedding_dim, "effective_rank": round(effective_rank(train), 2)}
+    labels = known_labels(train_labels)
+    targets = torch.from_numpy(multi_hot(val_labels, labels))
+    judged = [k for k, positive in enumerate(targets.sum(0).tolist()) if 0 < positive < len(targets)]
+    if judged:
+        train_targets = torch.from_numpy(multi_hot(train_labels, labels))[:, judged]
+        metrics["knn_auc"] = knn_auc(train, train_targets, val, targets[:, judged])
+    return metrics
+
+
+def embed_drawn(model: Encoder, table: Folder, split: str, batch: int, seed: int) -> tuple[Tensor, pa.Table]:
+    """Embeddings (N, D) of a sample of a split, and its labels; the images of one shard in memory at a time."""
+    embeddings, labels = [], []
+    for shard in iterate_drawn(table, PROBED[split], seed, ["image", "labels"], split):
+        embeddings.append(embed(model, pixels(shard), batch))
+        labels.append(shard.select(["labels"]))
+    return torch.cat(embeddings), pa.concat_tables(labels)

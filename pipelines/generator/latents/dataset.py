@@ -16,7 +16,7 @@ from cluster.storage import Folder
 from pipelines.data.labels import known_labels, multi_hot
 from pipelines.generator.latents.node_cache import read_once
 from pipelines.learning.order import Order, batches
-from pipelines.tables.parquet import read_table, read_tensors, tensor_columns
+from pipelines.tables.parquet import read_columns, read_tensors, tensor_columns
 
 AHEAD = 2  # batches prepared before they are asked for
 
@@ -54,7 +54,8 @@ def latent_spec(folder: Folder) -> LatentSpec:
     shapes = tensor_columns(folder)
     latent = shapes.pop("latent_mean")
     shapes.pop("latent_logvar")
-    return LatentSpec((latent[0], latent[1], latent[2]), shapes, known_labels(read_table(folder, ["labels"], "train")))
+    labels = known_labels(read_columns(folder, ["labels"], "train"))
+    return LatentSpec((latent[0], latent[1], latent[2]), shapes, labels)
 
 
 class Reader:

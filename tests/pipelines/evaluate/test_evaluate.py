@@ -15,13 +15,13 @@ from scipy.ndimage import gaussian_filter
 from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.evaluate import stage as evaluate
-from pipelines.evaluate.features import cached, extract
+from pipelines.evaluate.features import Embedded, extract
 from pipelines.generator.encoder.vit import embed, load_encoder
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.graph.plan import Plan
 from pipelines.learning.weights import save_model
 from pipelines.report import plots as figures
-from pipelines.tables.images import png
+from pipelines.tables.images import images_of, png
 from pipelines.tables.parquet import write_shard
 from pipelines.tables.schemas import CORPUS, IMAGES
 
@@ -61,7 +61,8 @@ def measure(tiny, monkeypatch):
     def run(corpus: np.ndarray, *overrides: str, test: np.ndarray = TEST):
         settings = tiny(*overrides)
         stage = Plan(settings).stage("evaluate", Resources(2, 0, 2))
-        empty(stage.input("ingest") / "images")
+        for folder in (stage.input("ingest") / "images", stage.folder / "embeddings"):
+            empty(folder)
         images = rows(TRAIN, "train", split="train") + rows(test, "test", split="test")
         for index in range(0, len(images), 50):
             write_shard(stage.input("ingest") / "images", index // 50,
@@ -133,25 +134,24 @@ def test_a_single_test_image_leaves_no_figure_but_reasons(measure, capsys):
     assert folder.names(".png") == []
 
 
-def test_features_follow_the_ids_of_their_images(measure):
+def test_features_follow_the_ids_of_their_images(measure, tmp_path):
     _, folder = measure(FRESH)
     run = Folder(folder.uri.removesuffix("/evaluate"))
     model, table = load_encoder(run / "encoder"), run / "ingest" / "images"
-    features = cached(run / "latents", "train").draw(7, np.random.default_rng(0))
-    assert len(set(features.ids)) == 7
+    features = Embedded(run / "latents", "train").take(np.array([50, 3, 119, 0, 4, 77, 52]))
     images = [TRAIN[int(name.removeprefix("train"))] for name in features.ids]
-    assert np.array_equal(figures.images_of(table, features.ids)[:, 0], images)
-    fresh = extract(model, table)
-    again = fresh.embeddings[[fresh.ids.index(name) for name in features.ids]]
+    assert np.array_equal(images_of(table, features.ids)[:, 0], images)
+    fresh = extract(model, table, Folder(f"{tmp_path}/embedded"))
+    again = fresh.take(np.array([fresh.ids.index(name) for name in features.ids])).embeddings
     assert torch.allclose(features.embeddings, again, atol=0.02)
     with pytest.raises(ValueError, match="holds no image"):
-        extract(model, run / "nothing")
+        extract(model, run / "nothing", Folder(f"{tmp_path}/none"))
 
 
 def test_one_image_may_be_asked_for_twice(measure):
     _, folder = measure(FRESH)
     table = Folder(folder.uri.removesuffix("/evaluate")) / "sample" / "corpus"
-    assert np.array_equal(figures.images_of(table, ["made3", "made1", "made3"])[:, 0], FRESH[[3, 1, 3]])
+    assert np.array_equal(images_of(table, ["made3", "made1", "made3"])[:, 0], FRESH[[3, 1, 3]])
 
 
 @pytest.mark.parametrize("side", [32, 512])

@@ -37,18 +37,37 @@ def test_pending_shards_are_those_not_committed(folder):
 def test_a_shard_written_twice_is_there_once(folder):
     tables.write_shard(folder, 0, rows(1, 2))
     tables.write_shard(folder, 0, rows(1, 2))
-    assert tables.read_table(folder)["id"].to_pylist() == [1, 2]
+    assert tables.read_columns(folder, ["id"])["id"].to_pylist() == [1, 2]
 
 
 def test_shards_are_read_in_order_by_column_and_split(folder):
     tables.write_shard(folder, 11, rows(5))
     tables.write_shard(folder, 2, rows(3, 4, split="val"))
     tables.write_shard(folder, 1, rows(1, 2))
-    assert tables.read_table(folder)["id"].to_pylist() == [1, 2, 3, 4, 5]
-    assert tables.read_table(folder, ["id"]).column_names == ["id"]
-    assert tables.read_table(folder, ["id"], split="val")["id"].to_pylist() == [3, 4]
-    assert tables.read_table(folder, split="test").num_rows == 0
-    assert tables.read_table(Folder(folder.uri + "-none")).num_rows == 0
+    assert tables.read_columns(folder, ["id"])["id"].to_pylist() == [1, 2, 3, 4, 5]
+    assert tables.read_columns(folder, ["id"], split="val").to_pydict() == {"id": [3, 4]}
+    assert tables.read_columns(folder, ["id"], split="test").to_pydict() == {"id": []}
+    assert tables.read_columns(Folder(folder.uri + "-none"), ["id"]).to_pydict() == {"id": []}
+    assert [shard["id"].to_pylist() for shard in tables.iterate_shards(folder, ["id"], "val")] == [[], [3, 4], []]
+
+
+def test_images_and_tensors_of_a_whole_table_are_refused(folder):
+    image = images.png(np.zeros((4, 4), np.uint8))
+    tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((1, 2, 2), np.float16))
+    tables.write_shard(folder, 0, pa.table({"id": [1], "phash": [b"0" * 32], "labels": [["a"]], "image": [image],
+                                            "latent": tensor}))
+    assert tables.read_columns(folder, ["id", "labels", "phash"]).num_rows == 1
+    for column in ("image", "latent"):
+        with pytest.raises(AssertionError, match=column):
+            tables.read_columns(folder, ["id", column])
+
+
+def test_what_is_read_ahead_is_bounded_and_in_order():
+    begun = []
+    found = tables.read_ahead(lambda k: begun.append(k) or k, range(100), 3)
+    assert [next(found) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert max(begun) <= 7
+    assert list(found) == list(range(5, 100))
 
 
 def test_a_shard_is_plain_parquet(folder):
@@ -81,7 +100,8 @@ def test_tensors_come_back_in_shape(folder):
     column = pa.FixedShapeTensorArray.from_numpy_ndarray(values)
     tables.write_shard(folder, 0, pa.table({"latent": column}))
     tables.write_shard(folder, 1, pa.table({"latent": column}))
-    np.testing.assert_array_equal(tables.tensors(tables.read_table(folder), "latent"), np.concatenate([values] * 2))
+    shards = [tables.tensors(shard, "latent") for shard in tables.iterate_shards(folder, ["latent"])]
+    np.testing.assert_array_equal(np.concatenate(shards), np.concatenate([values] * 2))
 
 
 def test_tensors_of_one_split_come_in_the_order_of_the_shards(folder):

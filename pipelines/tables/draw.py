@@ -1,0 +1,96 @@
+"""A sample of a table's rows for statistics, probes and pictures: seeded, stratified, bounded in what it reads.
+
+Rows are ranked by a hash of the seed and their image_id, so that the sample of a small table is the same however its
+rows lie in shards. Of a table of many shards some are drawn first, and rows of these only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from cluster.storage import Folder
+from pipelines.tables.parquet import AHEAD, column_shards, read_ahead, read_split
+
+SHARDS = 64  # of a table of more, so many are drawn, and what a rare stratum needs beyond
+
+
+def draw_rows(folder: Folder, n: int, seed: int, columns: Sequence[str], split: str | None = None,
+              by: str | None = "source") -> pa.Table:
+    """As `iterate_drawn`, in one table: for samples that fit in memory."""
+    tables = list(iterate_drawn(folder, n, seed, columns, split, by))
+    return pa.concat_tables(tables) if tables else pa.table({column: [] for column in columns})
+
+
+def iterate_drawn(folder: Folder, n: int, seed: int, columns: Sequence[str], split: str | None = None,
+                  by: str | None = "source") -> Iterator[pa.Table]:
+    """Columns of `n` rows (of all where there are fewer), a table for each shard that holds some, in the table's order.
+
+    Args:
+        by: column whose values share the sample in the proportion of their rows, at least one each; None: no strata.
+    """
+    drawn = drawn_rows(folder, n, seed, split, by)
+    return read_ahead(lambda name: read_split(folder, name, columns, split).take(drawn[name]), drawn, AHEAD)
+
+
+def drawn_rows(folder: Folder, n: int, seed: int, split: str | None, by: str | None) -> dict[str, np.ndarray]:
+    """By shard, ascending places among its rows of `split`, of those that are drawn."""
+    known = column_shards(folder, ["image_id", *([by] if by else [])], split)
+    shards = {name: table for name, table in known.items() if table.num_rows}
+    names, sizes = list(shards), [table.num_rows for table in shards.values()]
+    if sum(sizes) <= n:
+        return {name: np.arange(size) for name, size in zip(names, sizes, strict=True)}
+    strata = [table[by].to_pylist() if by else [None] * table.num_rows for table in shards.values()]
+    values = {value: k for k, value in enumerate(sorted({v for found in strata for v in found}, key=str))}
+    codes = [np.array([values[value] for value in found]) for found in strata]
+    counts = np.stack([np.bincount(code, minlength=len(values)) for code in codes])  # (shards, strata)
+    quotas = shares(counts.sum(0), n)
+    chosen = np.arange(len(names)) if len(names) <= SHARDS else drawn_shards(names, counts, quotas, seed)
+    stratum = np.concatenate([codes[k] for k in chosen])
+    rank = np.concatenate([ranks(shards[names[k]]["image_id"].to_pylist(), seed) for k in chosen])
+    taken = np.zeros(len(rank), bool)
+    for k, quota in enumerate(quotas):
+        rows = np.flatnonzero(stratum == k)
+        taken[rows[np.argsort(rank[rows], kind="stable")[:quota]]] = True
+    ends = np.cumsum([sizes[k] for k in chosen])[:-1]
+    places = {names[k]: np.flatnonzero(part) for k, part in zip(chosen, np.split(taken, ends), strict=True)}
+    return {name: rows for name, rows in places.items() if len(rows)}
+
+
+def shares(counts: np.ndarray, n: int) -> np.ndarray:
+    """`n` (below the sum) shared out in the proportion of `counts`, at least one to each while there are enough."""
+    least = np.minimum(counts, 1) if n >= np.count_nonzero(counts) else np.zeros_like(counts)
+    exact = (counts - least) * ((n - least.sum()) / max((counts - least).sum(), 1))
+    found = least + np.floor(exact).astype(int)
+    rest = n - found.sum()
+    found[np.argsort(-(exact % 1), kind="stable")[:rest]] += 1
+    return found
+
+
+def drawn_shards(names: Sequence[str], counts: np.ndarray, quotas: np.ndarray, seed: int) -> np.ndarray:
+    """Ascending indices of the shards to draw from: for each stratum its share of SHARDS, and enough for its quota.
+
+    Shards of a stratum are drawn without replacement with probability by its rows in them (Efraimidis & Spirakis 2006).
+
+    Args:
+        counts: rows (shards, strata).
+    """
+    uniform = (ranks(names, seed).astype(np.float64) + 1) / 2**64
+    chosen: set[int] = set()
+    for rows, quota in zip(counts.T, quotas, strict=True):
+        if quota:
+            order = np.argsort(np.log(uniform) / np.maximum(rows, 1e-9), kind="stable")[::-1]
+            needed = int(np.searchsorted(np.cumsum(rows[order]), quota)) + 1
+            chosen |= set(order[: max(needed, math.floor(SHARDS * rows.sum() / counts.sum()))].tolist())
+    return np.array(sorted(chosen))
+
+
+def ranks(names: Sequence[str], seed: int) -> np.ndarray:
+    """A hash of each name and the seed, uint64 (N,)."""
+    key = str(seed).encode()
+    digests = (hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in names)
+    return np.frombuffer(b"".join(digests), np.uint64)
