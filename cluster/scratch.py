@@ -12,15 +12,30 @@ from cluster.storage import Folder
 
 def staging_dir(run: Folder) -> str:
     """A new folder on this node, for what the run is about to commit."""
-    return tempfile.mkdtemp(prefix=prefix(run))
+    return tempfile.mkdtemp(prefix=_prefix(run))
 
 
-def sweep(run: Folder) -> None:
-    """Remove what killed attempts at this run have left on this node."""
-    for left in Path(tempfile.gettempdir()).glob(f"{prefix(run)}*"):
-        shutil.rmtree(left, ignore_errors=True)
+def cache_dir(run: Folder, key: str) -> Path:
+    """The folder on this node for what the run keeps between attempts; another key is another folder."""
+    return Path(tempfile.gettempdir()) / f"{_prefix(run)}cache-{key}"
 
 
-def prefix(run: Folder) -> str:
+def sweep(run: Folder, keep: Path | None = None) -> None:
+    """Remove what earlier attempts at this run have left on this node, but for the cache `keep` (and its lock)."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_prefix(run)}*"):
+        if keep is not None and left.name in (keep.name, f"{keep.name}.lock"):
+            continue
+        remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder or a file of this node, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _prefix(run: Folder) -> str:
     """How the names of a run's folders begin."""
     return f"rayograph-{hashlib.sha256(run.uri.encode()).hexdigest()[:12]}-"

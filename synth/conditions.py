@@ -13,8 +13,9 @@ import numpy as np
 
 from cluster.errors import UserError
 from cluster.storage import Folder
-from pipelines.data.labels import known_labels, multi_hot
-from pipelines.tables.parquet import read_tensors, tensor_columns
+from pipelines.data.labels import multi_hot
+from pipelines.generator.latents.spec import latent_spec
+from pipelines.tables.parquet import read_tensors
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Pool:
     """What is known of the images of the train split of a latents table."""
 
     def __init__(self, latents: Folder) -> None:
-        columns = [name for name in tensor_columns(latents) if not name.startswith("latent_")]
-        self.given, table = read_tensors(latents, columns, ["image_id", "labels"], "train")
+        spec = latent_spec(latents)
+        self.given, table = read_tensors(latents, list(spec.shapes), ["image_id", "labels"], "train")
         self.image_ids = table["image_id"].to_pylist()
-        self.label_names = known_labels(table)
+        self.label_names = spec.labels
         self.given["labels"] = multi_hot(table, self.label_names)
         _, self.group = np.unique(self.given["labels"], axis=0, return_inverse=True)  # images with the same labels
 

@@ -20,7 +20,7 @@ from pipelines.generator.autoencoder.model import load_autoencoder
 from pipelines.generator.denoiser.network import Denoiser
 from pipelines.generator.denoiser.objective import process
 from pipelines.generator.encoder.vit import load_encoder
-from pipelines.generator.latents.dataset import latent_spec
+from pipelines.generator.latents.spec import latent_spec
 from pipelines.generator.standalone.conditioner import Conditioner
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.generator.standalone.pipeline import RayographPipeline

@@ -83,6 +83,8 @@ class Latents:
     """Keep the encoder's patch features, averaged to a grid of this side; 0: none."""
     masks: int = 0
     """Keep so many structures of the images' masks, at the latents' size; 0: none."""
+    logvar: bool | None = None
+    """Keep the width of the posteriors, half of every latent; null: where it is more than 1 % of the variance."""
 
     def check(self) -> None:
         positive("latents", self, "batch")

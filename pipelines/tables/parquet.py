@@ -26,6 +26,17 @@ def shard_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
+def split_name(split: str, index: int) -> str:
+    """Of the file with the rows of one split of shard `index`, in a table whose splits have files of their own."""
+    return f"{split}-{index:05d}.parquet"
+
+
+def files(folder: Folder, split: str | None = None) -> list[str]:
+    """Names of a table's files, without those that hold other splits only."""
+    names = folder.names(".parquet")
+    return [name for name in names if name.startswith((f"{split}-", "part-"))] if split else names
+
+
 def write_shard(folder: Folder, index: int, table: pa.Table, replace: bool = True) -> None:
     """Commit one shard; with `replace=False` only where it is not there yet."""
     write_file(folder, shard_name(index), table, replace)
@@ -96,7 +107,7 @@ def read_split(folder: Folder, name: str, columns: Sequence[str], split: str | N
 
 def iterate_shards(folder: Folder, columns: Sequence[str], split: str | None = None) -> Iterator[pa.Table]:
     """Columns of every shard in order, of the rows of `split` where it is given; AHEAD shards and one in memory."""
-    return read_ahead(lambda name: read_split(folder, name, columns, split), folder.names(".parquet"), AHEAD)
+    return read_ahead(lambda name: read_split(folder, name, columns, split), files(folder, split), AHEAD)
 
 
 def column_shards(folder: Folder, columns: Sequence[str], split: str | None = None) -> dict[str, pa.Table]:
@@ -110,7 +121,7 @@ def column_shards(folder: Folder, columns: Sequence[str], split: str | None = No
         assert all(map(is_small, table.schema.types)), f"{folder.uri}: among {list(columns)} are images or tensors"
         return table
 
-    names = folder.names(".parquet")
+    names = files(folder, split)
     return dict(zip(names, read_ahead(read, names, READERS), strict=True))
 
 
@@ -132,13 +143,6 @@ def tensors(table: pa.Table, column: str) -> np.ndarray:
     return table[column].combine_chunks().to_numpy_ndarray() if table.num_rows else np.zeros((0,), np.float16)
 
 
-def tensor_columns(folder: Folder) -> dict[str, tuple[int, ...]]:
-    """Names of the fixed-shape tensor columns of a table, and the shape of one row of each."""
-    with folder.filesystem.open_input_file(f"{folder.path}/{folder.names('.parquet')[0]}") as file:
-        return {field.name: tuple(field.type.shape) for field in pq.read_schema(file)
-                if isinstance(field.type, pa.FixedShapeTensorType)}
-
-
 def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], split: str,
                  allocate: Allocate = lambda name, shape, dtype: np.empty(shape, dtype)) \
         -> tuple[dict[str, np.ndarray], pa.Table]:
@@ -150,7 +154,7 @@ def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], sp
     Returns:
         The columns `names` as arrays (N, …), and the columns `others` as a table, in the order of the shards.
     """
-    shards = folder.names(".parquet")
+    shards = files(folder, split)
     with ThreadPoolExecutor(READERS) as pool:
         told = list(pool.map(lambda name: read_shard(folder, name, [*others, "split"]), shards))
         chosen = [np.asarray(pc.equal(shard["split"], split)) for shard in told]

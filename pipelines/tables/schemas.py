@@ -73,7 +73,8 @@ CORPUS = with_features(pa.schema([
 ]))
 
 
-def latents_schema(latent: tuple[int, int, int], embedding: int, patches: int = 0, structures: int = 0) -> pa.Schema:
+def latents_schema(latent: tuple[int, int, int], embedding: int, patches: int = 0, structures: int = 0,
+                   logvar: bool = True) -> pa.Schema:
     """Schema of one encoded image.
 
     Args:
@@ -82,11 +83,14 @@ def latents_schema(latent: tuple[int, int, int], embedding: int, patches: int = 
         patches: Patch features of that width; the column is absent where there is none.
         structures: Of the mask, each a share of the area in [0, 1], or -1 everywhere where the image has no mask; the
             column is absent where there is none.
+        logvar: Whether the width of the posteriors is kept.
     """
+    tensor = pa.fixed_shape_tensor(pa.float16(), latent)
     return pa.schema([
         ("image_id", pa.string()),
-        ("latent_mean", pa.fixed_shape_tensor(pa.float16(), latent)),
-        ("latent_logvar", pa.fixed_shape_tensor(pa.float16(), latent)),
+        ("source", pa.string()),
+        ("latent_mean", tensor),
+        *([("latent_logvar", tensor)] if logvar else []),
         ("embedding", pa.fixed_shape_tensor(pa.float16(), (embedding,))),
         *([("patches", pa.fixed_shape_tensor(pa.float16(), (patches, embedding)))] if patches else []),
         *([("mask", pa.fixed_shape_tensor(pa.float16(), (structures, *latent[1:])))] if structures else []),

@@ -7,10 +7,11 @@ import time
 
 import torch
 from report import emit
-from table import LABELS, make_latents
+from table import make_latents
 
 from cluster.storage import Folder
-from pipelines.generator.latents.dataset import Reader
+from pipelines.generator.latents.dataset import CachedReader
+from pipelines.generator.latents.spec import latent_spec
 from pipelines.generator.settings import CONDITIONS
 
 ROWS, SHARD, LATENT, WIDTH, BATCH, STEPS = 200_000, 2_000, (4, 16, 16), 128, 128, 400
@@ -23,7 +24,8 @@ def main() -> None:
         folder = Folder(aside)
         make_latents(folder, ROWS, SHARD, LATENT, WIDTH)
         start = time.perf_counter()
-        batches = Reader(folder, 0, list(LABELS), CONDITIONS).batches(BATCH * (STEPS + 1), BATCH, 0, 0, 1, "cpu")
+        reader = CachedReader(folder, latent_spec(folder), 0, CONDITIONS)
+        batches = reader.batches(BATCH * (STEPS + 1), BATCH, 0, 0, 1, "cpu")
         next(batches)
         first = time.perf_counter() - start
         start = time.perf_counter()

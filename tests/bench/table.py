@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.storage import Folder
+from pipelines.generator.latents.spec import write_latents, write_spec
 from pipelines.generator.training.loop import Job
 from pipelines.graph.settings import Settings
-from pipelines.tables.parquet import write_shard
 from pipelines.tables.schemas import latents_schema
 
 LABELS = ("a", "b")
@@ -22,8 +22,9 @@ def make_latents(folder: Folder, rows: int, shard: int, latent: tuple[int, int, 
         values = {name: rng.standard_normal((shard, *shape)).astype(np.float16) for name, shape in shapes.items()}
         arrays = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value) for name, value in values.items()}
         told = {"image_id": [f"{index}-{k}" for k in range(shard)], "patient_id": ["p"] * shard,
-                "labels": [[LABELS[k % 2]] for k in range(shard)], "split": ["train"] * shard}
-        write_shard(folder, index, pa.table({name: (arrays | told)[name] for name in schema.names}, schema=schema))
+                "source": ["s"] * shard, "labels": [[LABELS[k % 2]] for k in range(shard)], "split": ["train"] * shard}
+        write_latents(folder, index, pa.table({name: (arrays | told)[name] for name in schema.names}, schema=schema))
+    write_spec(folder)
 
 
 def job(root: Folder, settings: Settings, rows: int, latent: tuple[int, int, int], width: int) -> Job:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.storage import Folder
-from pipelines.tables.parquet import write_shard
+from pipelines.generator.latents.spec import write_latents, write_spec
 from synth.conditions import Pool, find_strategy, slerp
 
 N, D = 40, 16
@@ -19,8 +19,9 @@ def pool(tmp_path):
     columns = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value.astype(np.float16))
                for name, value in values.items()}
     table = pa.table({"image_id": [f"id{k}" for k in range(N)], **columns, "split": ["train"] * N,
-                      "labels": [["sick"] if k % 4 == 0 else [] for k in range(N)]})
-    write_shard(Folder(str(tmp_path)), 0, table)
+                      "source": ["s"] * N, "labels": [["sick"] if k % 4 == 0 else [] for k in range(N)]})
+    write_latents(Folder(str(tmp_path)), 0, table)
+    write_spec(Folder(str(tmp_path)))
     return Pool(Folder(str(tmp_path)))
 
 

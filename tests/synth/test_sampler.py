@@ -18,8 +18,8 @@ from pipelines.generator.autoencoder.model import build as build_autoencoder
 from pipelines.generator.denoiser.network import build
 from pipelines.generator.denoiser.objective import process
 from pipelines.generator.export import assemble, save_pipeline
+from pipelines.generator.latents.spec import write_latents, write_spec
 from pipelines.generator.standalone.image_encoder import Encoder
-from pipelines.tables.parquet import write_shard
 from pipelines.tables.schemas import latents_schema
 from synth import sample as fanout
 from synth.conditions import Condition
@@ -43,13 +43,15 @@ def job(tiny, tmp_path):
     random = np.random.default_rng(0)
     latents = pa.FixedShapeTensorArray.from_numpy_ndarray(random.normal(size=(10, 4, 8, 8)).astype(np.float16))
     embeddings = pa.FixedShapeTensorArray.from_numpy_ndarray(random.normal(size=(10, WIDTH)).astype(np.float16))
-    schema = latents_schema((4, 8, 8), WIDTH)
-    write_shard(root / "latents", 0, pa.table(
-        [[f"id{k}" for k in range(10)], latents, latents, embeddings, ["p"] * 10, [[LABELS[k % 2]] for k in range(10)],
-         ["train"] * 10], schema=schema))
+    schema = latents_schema((4, 8, 8), WIDTH, logvar=False)
+    columns = {"image_id": [f"id{k}" for k in range(10)], "source": ["s"] * 10, "latent_mean": latents,
+               "embedding": embeddings, "patient_id": ["p"] * 10, "labels": [[LABELS[k % 2]] for k in range(10)],
+               "split": ["train"] * 10}
+    write_latents(root / "latents", 0, pa.table([columns[name] for name in schema.names], schema=schema))
+    write_spec(root / "latents")
 
-    def make(name: str) -> fanout.Job:
-        return fanout.Job(settings.sample, 7, root / "generator", "revision", root / "latents", root / name)
+    def make(name: str) -> fanout.SamplingJob:
+        return fanout.SamplingJob(settings.sample, 7, root / "generator", "revision", root / "latents", root / name)
 
     return make
 

@@ -35,10 +35,13 @@ def build(settings: Autoencoder, size: int) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def set_statistics(model: ModelMixin, images: np.ndarray, batch: int) -> None:
+def set_statistics(model: ModelMixin, images: np.ndarray, batch: int) -> float:
     """Store the mean and deviation of every latent channel, by which the generator's latents are normalised.
 
     Those of the latents as they are drawn, with the width of their posteriors.
+
+    Returns:
+        The share of that width in a channel's variance, of the channel where it is largest.
     """
     with autocast():
         posteriors = [model.encode(in_range(images[i : i + batch], model)).latent_dist
@@ -47,6 +50,7 @@ def set_statistics(model: ModelMixin, images: np.ndarray, batch: int) -> None:
     deviation = (means.var((0, 2, 3)) + widths.mean((0, 2, 3))).sqrt()
     model.register_to_config(latents_mean=means.mean((0, 2, 3)).tolist(), latents_std=deviation.tolist(),
                              scaling_factor=1.0, sample_size=images.shape[-1])
+    return (widths.mean((0, 2, 3)) / deviation.square()).max().item()
 
 
 @torch.no_grad()

@@ -54,12 +54,13 @@ def train_autoencoder(folder: Folder, table: Folder, settings: Autoencoder, size
     model.eval()
     train, test, shown = (pixels(draw_rows(table, n, seed, ["image"], split))
                           for n, split in ((DRAWN, "train"), (DRAWN, "test"), (SHOWN, "test")))
-    set_statistics(model, train, settings.batch)
+    share = set_statistics(model, train, settings.batch)
     metrics = {} if settings.space == "pixel" else measure(model, test, settings.batch)
     save_pictures(folder, model, shown)
     save_model(folder, model)
     folder.remove(CHECKPOINT)
-    return metrics | {"space": settings.space, "parameters": sum(p.numel() for p in model.parameters()),
+    return metrics | {"space": settings.space, "posterior_share": float(f"{share:.4g}"),
+                      "parameters": sum(p.numel() for p in model.parameters()),
                       "trained_images": seen}
 
 

@@ -1,24 +1,28 @@
-"""Cached latents in memory, handed out in training order, one batch ahead of the step that needs it."""
+"""Encoded images to train from: cached latents in training order, and drawn ones to validate on."""
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from cluster.storage import Folder
-from pipelines.data.labels import known_labels, multi_hot
-from pipelines.generator.latents.node_cache import read_once
+from pipelines.data.labels import multi_hot
+from pipelines.generator.latents.node_cache import read_cached
+from pipelines.generator.latents.spec import LatentSpec
+from pipelines.generator.settings import CONDITIONS
 from pipelines.learning.order import Order, batches
-from pipelines.tables.parquet import read_columns, read_tensors, tensor_columns
+from pipelines.learning.prefetch import Prefetcher
+from pipelines.tables.draw import draw_rows
+from pipelines.tables.parquet import read_tensors, tensors
 
-AHEAD = 2  # batches prepared before they are asked for
+SMALL = ("image_id", "labels")  # columns that are no tensors
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Batch:
     start: int
     stop: int
     mean: Tensor  # float32 (B, c, h, w)
-    logvar: Tensor  # float32 (B, c, h, w)
+    logvar: Tensor | None  # float32 (B, c, h, w); None where posteriors are kept as their means
     given: dict[str, Tensor]  # float32 (B, ...): the conditions by name, labels multi-hot
 
     def __len__(self) -> int:
@@ -40,96 +44,91 @@ class Batch:
         return self.start // every != self.stop // every
 
 
-@dataclass(frozen=True)
-class LatentSpec:
-    """What one image of a latents table has."""
+class Reader(Protocol):
+    """Encoded images of the train split in training order."""
 
-    latent: tuple[int, int, int]  # channels, height, width
-    shapes: dict[str, tuple[int, ...]]  # of each condition but the labels
-    labels: list[str]  # known in the train split
-
-
-def latent_spec(folder: Folder) -> LatentSpec:
-    """Read from the columns' types, and from the labels alone."""
-    shapes = tensor_columns(folder)
-    latent = shapes.pop("latent_mean")
-    shapes.pop("latent_logvar")
-    labels = known_labels(read_columns(folder, ["labels"], "train"))
-    return LatentSpec((latent[0], latent[1], latent[2]), shapes, labels)
-
-
-class Reader:
-    """One split of a latents table, its multi-hot columns those of `labels`.
-
-    Args:
-        conditions: names of those to read.
-        run: the training whose workers share what is read, so that this is a collective; None reads for one process.
-    """
-
-    def __init__(self, folder: Folder, seed: int, labels: list[str], conditions: Collection[str],
-                 split: str = "train", run: Folder | None = None) -> None:
-        columns = ["latent_mean", "latent_logvar", *(name for name in tensor_columns(folder) if name in conditions)]
-        wanted = (folder, columns, ["image_id", "labels"], split)
-        self.given, table = read_once(run, *wanted) if run else read_tensors(*wanted)
-        self.mean, self.logvar = self.given.pop("latent_mean"), self.given.pop("latent_logvar")
-        self.image_ids = table["image_id"]
-        self.given["labels"] = multi_hot(table, labels)
-        self.seed, self.order = seed, Order(table.num_rows, seed)
-        self.waited = 0.0  # seconds that batches() kept its caller waiting
+    @property
+    def waited(self) -> float:
+        """Seconds that `batches` kept its caller waiting."""
 
     def ids(self, start: int, stop: int) -> list[str]:
         """image_id at the cursors [start, stop)."""
-        order = Order(len(self.image_ids), self.seed)  # `batches` uses the other in its thread
-        return self.image_ids.take(order.indices(start, stop)).to_pylist()
 
     def batches(self, total: int, batch: int, cursor: int, rank: int, world: int, device: str) -> Iterator[Batch]:
-        """Batches from `cursor` to `total` images, prepared in a thread; an exception there is raised here."""
-        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
-        stop = threading.Event()
-        index = torch.cuda.current_device() if device == "cuda" else None  # a new thread would start at device 0
+        """This rank's share of the batches from `cursor` to `total` images."""
 
-        def put(item: Batch | BaseException | None) -> None:
-            while not stop.is_set():
-                try:
-                    return ready.put(item, timeout=0.5)
-                except queue.Full:
-                    continue
 
-        def prepare() -> None:
-            try:
-                if index is not None:
-                    torch.cuda.set_device(index)
-                for start, end in batches(total, batch, cursor):
-                    put(self._share(start, end, rank, world, device))
-                    if stop.is_set():
-                        return
-                put(None)
-            except BaseException as error:
-                put(error)
+def columns_of(spec: LatentSpec, conditions: Collection[str]) -> list[str]:
+    """The tensor columns that hold latents and these conditions."""
+    return ["latent_mean", *(["latent_logvar"] if spec.logvar else []),
+            *(name for name in spec.shapes if name in conditions)]
 
-        threading.Thread(target=prepare, daemon=True).start()
-        try:
-            while True:
-                asked = time.perf_counter()
-                item = ready.get()
-                self.waited += time.perf_counter() - asked
-                if item is None:
-                    return
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
 
-    def _share(self, start: int, stop: int, rank: int, world: int, device: str) -> Batch:
-        b = stop - start
-        rows = self.order.indices(start + rank * b // world, start + (rank + 1) * b // world)
-        return Batch(start, stop, *self.rows(rows, device))
+class Encoded:
+    """Encoded images in memory, or mapped.
 
-    def rows(self, rows: np.ndarray, device: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    Args:
+        arrays: by column, (N, ...).
+        table: SMALL columns of the same rows.
+        labels: of the multi-hot columns.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], table: pa.Table, labels: list[str]) -> None:
+        self.mean, self.logvar = arrays["latent_mean"], arrays.get("latent_logvar")
+        self.given = {name: array for name, array in arrays.items() if not name.startswith("latent_")}
+        self.given["labels"] = multi_hot(table, labels)
+        self.image_ids = table["image_id"]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def rows(self, rows: np.ndarray, device: str) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Mean and log-variance (B, c, h, w) and the conditions (B, ...) of these images, float32 on the device."""
         def take(array: np.ndarray) -> Tensor:
             host = torch.from_numpy(np.take(array, rows, axis=0))
             return (host.pin_memory() if device == "cuda" else host).to(device, non_blocking=True).float()
 
-        return take(self.mean), take(self.logvar), {name: take(array) for name, array in self.given.items()}
+        return take(self.mean), None if self.logvar is None else take(self.logvar), {
+            name: take(array) for name, array in self.given.items()}
+
+
+class CachedReader:
+    """The train split of a latents table, in memory or mapped from the node's cache.
+
+    Args:
+        conditions: names of those to read.
+        cache: folder of this node that its workers share; None reads for this process alone.
+    """
+
+    def __init__(self, folder: Folder, spec: LatentSpec, seed: int, conditions: Collection[str],
+                 cache: Path | None = None) -> None:
+        columns = columns_of(spec, conditions)
+        arrays, table = read_cached(cache, folder, columns, SMALL, "train") if cache \
+            else read_tensors(folder, columns, SMALL, "train")
+        self.encoded = Encoded(arrays, table, spec.labels)
+        self.seed, self.order = seed, Order(len(self.encoded), seed)
+        self._prefetcher: Prefetcher[Batch] = Prefetcher()
+
+    @property
+    def waited(self) -> float:
+        return self._prefetcher.waited
+
+    def ids(self, start: int, stop: int) -> list[str]:
+        order = Order(len(self.encoded), self.seed)  # `batches` uses the other in its thread
+        return self.encoded.image_ids.take(order.indices(start, stop)).to_pylist()
+
+    def batches(self, total: int, batch: int, cursor: int, rank: int, world: int, device: str) -> Iterator[Batch]:
+        def shares() -> Iterator[Batch]:
+            for start, stop in batches(total, batch, cursor):
+                b = stop - start
+                rows = self.order.indices(start + rank * b // world, start + (rank + 1) * b // world)
+                yield Batch(start, stop, *self.encoded.rows(rows, device))
+
+        return self._prefetcher.iterate(shares)
+
+
+def held_out(folder: Folder, spec: LatentSpec, images: int, seed: int) -> Encoded:
+    """So many images of the val split with all conditions: drawn by the seed, from every source its share."""
+    columns = columns_of(spec, CONDITIONS)
+    table = draw_rows(folder, images, seed, [*columns, *SMALL], "val")
+    return Encoded({name: tensors(table, name) for name in columns}, table, spec.labels)

@@ -14,34 +14,40 @@ import pyarrow as pa
 from cluster.errors import UserError
 from cluster.session import Resources
 from cluster.storage import Folder
+from pipelines.generator.latents.spec import write_latents, write_spec
 from pipelines.generator.settings import Latents
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import bar
 from pipelines.tables.images import picture, pixels
-from pipelines.tables.parquet import read_shard, row_count, shard_name, tensors, write_shard
+from pipelines.tables.parquet import read_shard, row_count, shard_name
 from pipelines.tables.schemas import latents_schema
 from pipelines.tables.streaming import shard_numbers, stream
 
-KEPT = ("image_id", "patient_id", "labels", "split")
+KEPT = ("image_id", "source", "patient_id", "labels", "split")
+NARROW = 0.01  # of a latent's variance: posteriors of less width are kept as their means alone
 ACTORS = 8  # without GPUs, at most: each holds both networks and torch
 
 
 def latents(stage: Stage) -> Metrics:
     """Returns the number of images, images/s, the mean and deviation of each latent channel, and the set's key.
 
+    Of each shard of images there is a file for every split: train-00012.parquet, and val- and test- where it has such
+    images. That of train is written last and marks the shard as done. spec.json tells what the table holds.
+
     Raises UserError when the folder holds a part of the latents of other weights.
     """
-    images, out = stage.input("ingest") / "images", stage.folder
+    images, out, settings = stage.input("ingest") / "images", stage.folder, stage.section(Latents)
     key = claim(stage)
-    done = set(out.names(".parquet"))
-    blocks = shard_numbers([int(name[5:10]) for name in images.names(".parquet") if name not in done])
-    encode = Encode(stage.input("autoencoder"), stage.input("encoder"), stage.section(Latents))
+    done = {number(name) for name in out.names(".parquet") if name.startswith("train-")}
+    blocks = shard_numbers([index for name in images.names(".parquet") if (index := number(name)) not in done])
+    encode = Encode(stage.input("autoencoder"), stage.input("encoder"), settings, keeps_logvar(stage))
     total = stage.metrics_of("ingest")["images"]
     with bar("latents", total) as shown:
-        shown.to(sum(row_count(out, name) for name in done))
+        shown.to(total - sum(row_count(images, shard_name(block["shard"][0].as_py())) for block in blocks))
         encoding = encode_operator(encode, stage.resources, len(blocks))
-        speed = stream(blocks, [(Read(images, stage.section(Latents).masks), {}), encoding, (Write(out), {})], shown)
-    statistics = channel_statistics(out)
+        operators = [(ReadImages(images, settings.masks), {}), encoding, (WriteLatents(out), {})]
+        speed = stream(blocks, operators, shown)
+    statistics = write_spec(out)
     assert statistics["images"] == total, f"{statistics['images']} latents of {total} images"
     return statistics | {"key": key} | ({"images_per_second": speed} if speed else {})
 
@@ -68,20 +74,10 @@ def claim(stage: Stage) -> str:
     return key
 
 
-def channel_statistics(out: Folder) -> Metrics:
-    """Number and shape of the latents, mean and deviation of each channel; one shard in memory at a time."""
-    count, shape, total, squares = 0, [], np.zeros(1), np.zeros(1)
-    for name in out.names(".parquet"):
-        values = tensors(read_shard(out, name, ["latent_mean"]), "latent_mean").astype(np.float64)
-        if len(values):
-            count, shape = count + len(values), list(values.shape[1:])
-            total = total + values.sum((0, 2, 3))
-            squares = squares + np.square(values).sum((0, 2, 3))
-    each = max(count, 1) * int(np.prod(shape[1:]))
-    mean = total / each
-    deviation = np.sqrt(np.maximum(squares / each - mean**2, 0))
-    return {"images": count, "shape": shape, "channel_mean": mean.round(4).tolist(),
-            "channel_std": deviation.round(4).tolist()}
+def keeps_logvar(stage: Stage) -> bool:
+    """Whether the width of the posteriors is kept: as the settings say, else where it is not narrow."""
+    chosen = stage.section(Latents).logvar
+    return stage.metrics_of("autoencoder")["posterior_share"] > NARROW if chosen is None else chosen
 
 
 def encode_operator(encode: Encode, resources: Resources, shards: int) -> tuple[Any, dict[str, Any]]:
@@ -102,7 +98,7 @@ def _give_up_after_3() -> dict[str, int]:
     return {"max_task_retries": 3}  # Ray Data's default is to try a shard that kills its actor for ever
 
 
-class Read:
+class ReadImages:
     """Ray Data operator: the number of a shard to its decoded images, and masks where wanted, uint8."""
 
     def __init__(self, images: Folder, masks: int) -> None:
@@ -125,8 +121,8 @@ class Read:
 class Encode:
     """What an encoding actor needs to start: where the networks are, and what to keep of them."""
 
-    def __init__(self, autoencoder: Folder, encoder: Folder, settings: Latents) -> None:
-        self.autoencoder, self.encoder, self.settings = autoencoder, encoder, settings
+    def __init__(self, autoencoder: Folder, encoder: Folder, settings: Latents, logvar: bool) -> None:
+        self.autoencoder, self.encoder, self.settings, self.logvar = autoencoder, encoder, settings, logvar
 
 
 class Encoding:
@@ -143,7 +139,7 @@ class Encoding:
         layout = torch.channels_last
         self.autoencoder = load_autoencoder(encode.autoencoder).to(device(), memory_format=layout)
         self.encoder = load_encoder(encode.encoder).to(device())
-        self.settings, self.batch = encode.settings, encode.settings.batch
+        self.settings, self.batch, self.logvar = encode.settings, encode.settings.batch, encode.logvar
 
     def __call__(self, block: pa.Table) -> pa.Table:
         side = block["side"][0].as_py()
@@ -172,13 +168,15 @@ class Encoding:
         from pipelines.generator.autoencoder.model import in_range
         from pipelines.learning.precision import autocast
 
-        means, logvars = [], []
+        means: list[torch.Tensor] = []
+        logvars: list[torch.Tensor] = []
         with torch.no_grad(), autocast():
             for start in range(0, len(images), self.batch):
                 posterior = self.autoencoder.encode(in_range(images[start : start + self.batch], self.autoencoder))
                 means.append(posterior.latent_dist.mean.half())
-                logvars.append(posterior.latent_dist.logvar.half())
-        return {"latent_mean": torch.cat(means).cpu().numpy(), "latent_logvar": torch.cat(logvars).cpu().numpy()}
+                logvars += [posterior.latent_dist.logvar.half()] if self.logvar else []
+        found = {"latent_mean": torch.cat(means).cpu().numpy()}
+        return found | ({"latent_logvar": torch.cat(logvars).cpu().numpy()} if self.logvar else {})
 
 
 def mask_planes(mask: bytes | None, side: int, latent: int, structures: int) -> np.ndarray:
@@ -196,7 +194,7 @@ def mask_planes(mask: bytes | None, side: int, latent: int, structures: int) -> 
     return planes.reshape(structures, latent, step, latent, step).mean((2, 4)).astype(np.float16)
 
 
-class Write:
+class WriteLatents:
     """Ray Data operator: commit one encoded shard."""
 
     def __init__(self, out: Folder) -> None:
@@ -206,6 +204,11 @@ class Write:
         shape = {field.name: tuple(field.type.shape) for field in block.schema
                  if isinstance(field.type, pa.FixedShapeTensorType)}
         schema = latents_schema(shape["latent_mean"], shape["embedding"][0], shape.get("patches", (0,))[0],
-                                shape.get("mask", (0,))[0])
-        write_shard(self.out, block["shard"][0].as_py(), block.select(schema.names).cast(schema), replace=False)
+                                shape.get("mask", (0,))[0], "latent_logvar" in shape)
+        write_latents(self.out, block["shard"][0].as_py(), block.select(schema.names).cast(schema))
         return pa.table({"rows": [block.num_rows]})
+
+
+def number(name: str) -> int:
+    """Of the shard that a file is of."""
+    return int(name.removesuffix(".parquet").rpartition("-")[2])

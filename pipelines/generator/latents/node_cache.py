@@ -1,61 +1,67 @@
-"""Latents read once per node: its workers map one file."""
+"""Latents of one split in a node's temporary folder: read once per node, mapped by all its workers, kept for the next.
 
+A worker group that is started again on the node finds them there. They go when the training ends, or when another
+attempt at the run looks for others.
+"""
 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch.distributed as dist
+import pyarrow.parquet as pq
+from filelock import FileLock
 from numpy.lib.format import open_memmap
 
-from cluster.scratch import prefix
 from cluster.storage import Folder
 from pipelines.tables.parquet import read_tensors
 
+OTHERS, DONE = "others.parquet", "done"
 
-def read_once(run: Folder, table: Folder, names: Sequence[str], others: Sequence[str], split: str) \
+
+def read_cached(cache: Path, table: Folder, names: Sequence[str], others: Sequence[str], split: str) \
         -> tuple[dict[str, np.ndarray], pa.Table]:
-    """As `read_tensors`; of several workers of a run, one of each node reads the arrays, and all of them map its file.
-
-    A collective.  The file has lost its name when this returns: it takes room in the node's temporary folder and in its
-    page cache until the last worker ends, however it ends.
+    """As `read_tensors`, through `cache`, a folder of this node that the first of its workers fills.
 
     Raises:
         OSError: there is no room for the arrays.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return read_tensors(table, names, others, split)
-    token = [secrets.token_hex(8)]
-    dist.broadcast_object_list(token)
-    shared = Path(tempfile.gettempdir()) / f"{prefix(run)}{token[0]}"
-    dist.barrier()  # every worker has swept by now
-    try:
-        shared.mkdir()
-        first = True
-    except FileExistsError:
-        first = False
-    try:
-        arrays, told = read_tensors(table, names if first else [], others, split,
-                                    lambda name, shape, dtype: _mapped(shared / name, shape, dtype))
-        dist.barrier()
-        if not first:
-            arrays = {name: np.load(shared / name, mmap_mode="r") for name in names}
-        dist.barrier()
-    finally:
-        if first:
-            shutil.rmtree(shared)
-    return arrays, told
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{cache}.lock"):
+        if not (cache / DONE).exists():
+            shutil.rmtree(cache, ignore_errors=True)
+            cache.mkdir()
+            try:
+                arrays, told = read_tensors(table, names, others, split,
+                                            lambda name, shape, dtype: _mapped(_array(cache, name), shape, dtype))
+                for name, array in arrays.items():
+                    if not len(array):
+                        np.save(_array(cache, name), array)
+                pq.write_table(told, cache / OTHERS)
+            except BaseException:
+                shutil.rmtree(cache, ignore_errors=True)
+                raise
+            (cache / DONE).touch()
+    return {name: np.load(_array(cache, name), mmap_mode="r" if told_rows(cache) else None) for name in names}, \
+        pq.read_table(cache / OTHERS)
+
+
+def told_rows(cache: Path) -> int:
+    return pq.read_metadata(cache / OTHERS).num_rows
+
+
+def _array(cache: Path, name: str) -> Path:
+    return cache / f"{name}.npy"
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A new array in a file whose room is reserved: a full disk would else end the process without a word."""
+    if not shape[0]:
+        return np.empty(shape, dtype)
     array = open_memmap(path, "w+", dtype, shape)
     with open(path, "r+b") as file:
         size = os.path.getsize(path)

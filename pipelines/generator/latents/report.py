@@ -10,6 +10,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 from cluster.session import device
 from cluster.storage import Folder
 from pipelines.generator.autoencoder.model import load_autoencoder, pictures
+from pipelines.generator.latents.spec import latent_spec
 from pipelines.metrics.diversity import KERNEL, scale_weights
 from pipelines.metrics.embeddings import effective_rank
 from pipelines.tables.draw import draw_rows
@@ -24,25 +25,33 @@ BATCH = 64
 
 def latents_report(run: Folder) -> str:
     """Channel statistics, KL, reconstruction and embedding statistics of the run in a folder, as a table of text."""
-    train = draw_rows(run / "latents", TRAIN_IMAGES, SEED, ["latent_mean", "latent_logvar", "embedding"], "train", None)
-    mean, logvar, embedding = (torch.from_numpy(tensors(train, name).astype(np.float32))
-                               for name in ("latent_mean", "latent_logvar", "embedding"))
-    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2, 3))
+    spec = latent_spec(run / "latents")
+    columns = ["latent_mean", "embedding", *(["latent_logvar"] if spec.logvar else [])]
+    train = draw_rows(run / "latents", TRAIN_IMAGES, SEED, columns, "train", None)
+    values = {name: torch.from_numpy(tensors(train, name).astype(np.float32)) for name in columns}
+    mean, embedding = values["latent_mean"], values["embedding"]
     psnr, ms_ssim, shown = _reconstruction(run)
     norms = embedding.norm(dim=1)
     lines = [
         f"latents of {' x '.join(map(str, mean.shape[1:]))}; {len(mean):,} of the train split looked at",
         "",
-        "channel       mean       std   posterior std",
-        *(f"{k:>7} {mean[:, k].mean():>10.3f} {mean[:, k].std():>9.3f} {(0.5 * logvar[:, k]).exp().mean():>15.4f}"
-          for k in range(mean.shape[1])),
+        "channel       mean       std",
+        *(f"{k:>7} {mean[:, k].mean():>10.3f} {mean[:, k].std():>9.3f}" for k in range(mean.shape[1])),
         "",
-        f"KL to the standard normal   {kl.mean():.1f} nats an image, {kl.mean() / mean[0].numel():.2f} a value",
+        *(_posteriors(mean, values["latent_logvar"]) if spec.logvar else ["posteriors are narrow and not kept"]),
         f"reconstruction              PSNR {psnr:.2f} dB, MS-SSIM {ms_ssim:.4f} (of {shown} test images)",
         f"embedding                   width {embedding.shape[1]}, norm {norms.mean():.2f} +- {norms.std():.2f}, "
         f"effective rank {effective_rank(embedding):.1f}",
     ]
     return "\n".join(lines)
+
+
+def _posteriors(mean: torch.Tensor, logvar: torch.Tensor) -> list[str]:
+    """How wide the posteriors of latents (N, c, h, w) are."""
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum((1, 2, 3))
+    widths = (0.5 * logvar).exp().mean((0, 2, 3)).tolist()
+    return [f"posterior std by channel    {', '.join(f'{width:.4f}' for width in widths)}",
+            f"KL to the standard normal   {kl.mean():.1f} nats an image, {kl.mean() / mean[0].numel():.2f} a value"]
 
 
 def _reconstruction(run: Folder) -> tuple[float, float, int]:

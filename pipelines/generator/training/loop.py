@@ -19,7 +19,8 @@ from cluster.session import device
 from cluster.storage import Folder
 from pipelines.generator.denoiser.network import Denoiser, build, compile_blocks, training_flops
 from pipelines.generator.denoiser.objective import Draw, Objective
-from pipelines.generator.latents.dataset import Batch, LatentSpec, Reader, latent_spec
+from pipelines.generator.latents.dataset import Batch, Reader
+from pipelines.generator.latents.spec import LatentSpec
 from pipelines.generator.training.checkpoint import Cursor
 from pipelines.generator.training.deepspeed import Engine
 from pipelines.generator.training.metrics import Meter, finite_everywhere
@@ -43,10 +44,10 @@ class Job:
     latents_mean: list[float]  # per channel
     latents_std: list[float]
 
-    def denoiser(self, kind: LatentSpec) -> Denoiser:
-        """A fresh network for latents of a kind; the same wherever it is built."""
+    def denoiser(self, spec: LatentSpec) -> Denoiser:
+        """A fresh network for these latents; the same wherever it is built."""
         torch.manual_seed(self.settings.seed)
-        return build(self.settings.denoiser, self.settings.condition, kind.latent, kind.shapes, kind.labels)
+        return build(self.settings.denoiser, self.settings.condition, spec.latent, spec.shapes, spec.labels)
 
     def normaliser(self, device: str) -> Callable[[Tensor], Tensor]:
         """A function that brings latents (B, c, h, w) on the device to mean 0 and variance 1 by channel."""
@@ -54,11 +55,13 @@ class Job:
         return lambda latents: (latents - mean) / std
 
 
-def learn(job: Job, rank: int, world: int, state: dict[str, Tensors], cursor: Cursor, save: Save,
-          leaving: Callable[[], bool]) -> str | None:
+def learn(job: Job, spec: LatentSpec, reader: Reader, rank: int, world: int, state: dict[str, Tensors],
+          cursor: Cursor, save: Save, leaving: Callable[[], bool]) -> str | None:
     """Train from `cursor` to the end of the settings.
 
     Args:
+        spec: of the latents.
+        reader: of the train split, cached or streamed.
         state: of the checkpoint at `cursor`; empty at the start.
         save: keeps a checkpoint; a collective.
         leaving: whether this node is about to be taken away; a collective.
@@ -67,10 +70,8 @@ def learn(job: Job, rank: int, world: int, state: dict[str, Tensors], cursor: Cu
         Why training stopped before its end, or None.
     """
     settings, trainer, where = job.settings, job.settings.trainer, device()
-    kind = latent_spec(job.latents)
-    reader = Reader(job.latents, settings.seed, kind.labels, settings.condition.used, run=job.folder)
-    denoiser = job.denoiser(kind)
-    flops = training_flops(denoiser, kind.latent)
+    denoiser = job.denoiser(spec)
+    flops = training_flops(denoiser, spec.latent)
     if state:
         denoiser.load_state_dict(state["model"])
     if trainer.activation_checkpointing:
@@ -90,7 +91,7 @@ def learn(job: Job, rank: int, world: int, state: dict[str, Tensors], cursor: Cu
     saved, left = cursor.images, False
     with profiler(job.folder, trainer.profile_steps if rank == 0 else 0) as profile, manual_gc() as collect:
         for batch in reader.batches(trainer.images, trainer.batch, cursor.images, rank, world, where):
-            draw = objective.draw((len(batch), *kind.latent), settings.seed, batch.start, rank, world)
+            draw = objective.draw((len(batch), *spec.latent), settings.seed, batch.start, rank, world)
             losses = accumulate(engine, objective, batch, draw, normalise, world)
             lr = learning_rate(trainer, batch.start)
             taken = engine.step(lr, len(batch), batch.stop, finite_everywhere(losses, world))
@@ -131,7 +132,10 @@ def accumulate(engine: Engine, objective: Objective, batch: Batch, draw: Draw, n
     for k in range(passes):
         part = slice(k * images // passes, (k + 1) * images // passes)
         drawn = draw.rows(part)
-        latents = normalise(batch.mean[part] + (0.5 * batch.logvar[part]).exp() * drawn.posterior)
+        latents = batch.mean[part]
+        if batch.logvar is not None:
+            latents = latents + (0.5 * batch.logvar[part]).exp() * drawn.posterior
+        latents = normalise(latents)
         given = {name: value[part] for name, value in batch.given.items()}
         found = objective.losses(engine.module, latents, given, drawn)
         engine.backward(found.sum() * (world / len(batch)), last=k == passes - 1)

@@ -13,6 +13,8 @@ from cluster.errors import UserError
 from cluster.session import cores, use_cores
 from cluster.storage import Folder
 from cluster.tasks import IsolatedTask
+from pipelines.generator.latents.dataset import CachedReader
+from pipelines.generator.latents.spec import latent_spec
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.checkpoint import Cursor
 from pipelines.generator.training.deepspeed import Engine
@@ -115,10 +117,21 @@ def work(config: dict[str, Any]) -> str | None:
     rank, world = context.get_world_rank(), context.get_world_size()
     if job.settings.trainer.offload:
         use_cores(max(cores() // context.get_local_world_size(), 1))  # AdamW works on the host
+    spec, cache = latent_spec(job.latents), cache_of(job)
     if context.get_local_rank() == 0:
-        scratch.sweep(job.folder)
+        scratch.sweep(job.folder, keep=cache)
     state, cursor = _last_checkpoint(job, config["earlier"])
-    return learn(job, rank, world, state, cursor, functools.partial(_save, job, rank), _leaving)
+    reader = CachedReader(job.latents, spec, job.settings.seed, job.settings.condition.used, cache)
+    why = learn(job, spec, reader, rank, world, state, cursor, functools.partial(_save, job, rank), _leaving)
+    if context.get_local_rank() == 0:
+        scratch.remove(cache)
+    return why
+
+
+def cache_of(job: Job) -> Path:
+    """Where a node keeps the latents of a training: other weights, images or conditions lie elsewhere."""
+    key = (job.latents.read_json("key.json") or {}).get("key", "")
+    return scratch.cache_dir(job.folder, "-".join([key, *job.settings.condition.used]))
 
 
 def _leaving() -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from cluster.storage import Folder
 from pipelines.generator.export import export
-from pipelines.generator.latents.dataset import latent_spec
+from pipelines.generator.latents.spec import latent_spec
 from pipelines.generator.settings import Trainer
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.loop import Job

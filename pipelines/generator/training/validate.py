@@ -20,7 +20,8 @@ from cluster.storage import Folder
 from pipelines.generator.denoiser.network import Denoiser
 from pipelines.generator.denoiser.objective import Draw, Objective
 from pipelines.generator.export import in_memory
-from pipelines.generator.latents.dataset import Reader, latent_spec
+from pipelines.generator.latents.dataset import Encoded, held_out
+from pipelines.generator.latents.spec import latent_spec
 from pipelines.generator.settings import CONDITIONS, Trainer
 from pipelines.generator.standalone.pipeline import RayographPipeline
 from pipelines.generator.training import checkpoint
@@ -42,9 +43,10 @@ def validate(job: Job, autoencoder: Folder, encoder: Folder, folder: Folder, fre
         `val_loss` of the first average of the weights, by noise level too, and of the others; `val_frechet` if asked.
     """
     settings = job.settings
-    kind = latent_spec(job.latents)
-    val = Reader(job.latents, settings.seed, kind.labels, CONDITIONS, "val")
-    denoiser = job.denoiser(kind).to(device()).eval()
+    spec = latent_spec(job.latents)
+    most = max(settings.validate.images, settings.validate.shown, settings.validate.frechet_images if frechet else 0)
+    val = held_out(job.latents, spec, most, settings.seed)
+    denoiser = job.denoiser(spec).to(device()).eval()
     images = checkpoint.cursor_of(folder).images
     found: dict[str, float] = {}
     names = loss_names(settings.trainer)
@@ -72,10 +74,10 @@ def loss_names(trainer: Trainer) -> dict[str, str]:
 
 
 @torch.no_grad()
-def held_out_losses(job: Job, denoiser: Denoiser, val: Reader) -> tuple[Tensor, Tensor]:
-    """Losses (N,) and noise levels (N,) of the first images of the split, conditioned on all there is."""
+def held_out_losses(job: Job, denoiser: Denoiser, val: Encoded) -> tuple[Tensor, Tensor]:
+    """Losses (N,) and noise levels (N,) of the drawn images, conditioned on all that is known of them."""
     settings, where = job.settings, device()
-    n = min(settings.validate.images, len(val.mean))
+    n = min(settings.validate.images, len(val))
     random = torch.Generator().manual_seed(NOISE_SEED)
     levels = ((torch.arange(n) + 0.5) / n)[torch.randperm(n, generator=random)].to(where)
     objective, normalise, losses = Objective(settings.objective, settings.condition, where), job.normaliser(where), []
@@ -90,8 +92,8 @@ def held_out_losses(job: Job, denoiser: Denoiser, val: Reader) -> tuple[Tensor, 
     return torch.cat(losses), levels
 
 
-def sample(generator: RayographPipeline, val: Reader, rows: np.ndarray) -> Tensor:
-    """Images (B, 1, H, W) in [0, 1] with the conditions of these images of the split; fixed seeds, one an image."""
+def sample(generator: RayographPipeline, val: Encoded, rows: np.ndarray) -> Tensor:
+    """Images (B, 1, H, W) in [0, 1] with the conditions of these images; fixed seeds, one an image."""
     _, _, given = val.rows(rows, device())
     known: dict[str, Any] = {name: value for name, value in given.items() if name in generator.conditioner.shapes}
     seeds = [torch.Generator().manual_seed(int(row)) for row in rows]
@@ -101,25 +103,26 @@ def sample(generator: RayographPipeline, val: Reader, rows: np.ndarray) -> Tenso
     return images.float()
 
 
-def show(job: Job, generator: RayographPipeline, val: Reader, images: int) -> None:
+def show(job: Job, generator: RayographPipeline, val: Encoded, images: int) -> None:
     """samples/images-N.png: held-out images as their latents show them, each above a sample conditioned on it."""
     from torchvision.utils import save_image
 
-    rows = np.arange(min(job.settings.validate.shown, len(val.mean)))
+    shown = min(job.settings.validate.shown, len(val))
+    rows = np.linspace(0, len(val) - 1, shown).astype(np.int64)  # sources lie one after another
     mean, _, _ = val.rows(rows, device())
     with torch.no_grad():
         real = generator._decode(job.normaliser(device())(mean))
-    with tempfile.TemporaryDirectory() as aside:
-        file = Path(aside) / f"{checkpoint.name(images)}.png"
+    with tempfile.TemporaryDirectory() as staging:
+        file = Path(staging) / f"{checkpoint.name(images)}.png"
         save_image(torch.cat([real, sample(generator, val, rows)]), str(file), nrow=len(rows))
         (job.folder / "samples").write(file.name, file.read_bytes())
 
 
-def frechet_to(generator: RayographPipeline, val: Reader, settings: Settings) -> float:
+def frechet_to(generator: RayographPipeline, val: Encoded, settings: Settings) -> float:
     """Fréchet distance, in the run's own encoder, of samples to the images of the split whose conditions they have."""
     from pipelines.metrics.fidelity import frechet_distance
 
-    n = min(settings.validate.frechet_images, len(val.mean))
+    n = min(settings.validate.frechet_images, len(val))
     batch = settings.validate.batch
     chunks = [np.arange(start, min(start + batch, n)) for start in range(0, n, batch)]
     found = torch.cat([generator.encoder.embed(sample(generator, val, rows)) for rows in chunks])

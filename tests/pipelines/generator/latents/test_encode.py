@@ -6,12 +6,15 @@ from conftest import empty
 
 from cluster.session import Resources
 from cluster.storage import Folder
-from pipelines.generator.latents.encode import Encode, Encoding, Read, Write, channel_statistics, claim, mask_planes
+from pipelines.generator.latents.dataset import columns_of, held_out
+from pipelines.generator.latents.encode import Encode, Encoding, ReadImages, WriteLatents, claim, mask_planes
+from pipelines.generator.latents.spec import latent_spec, write_latents, write_spec
+from pipelines.generator.settings import CONDITIONS
 from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage
 from pipelines.tables.images import png
-from pipelines.tables.parquet import read_tensors, tensor_columns, write_shard
-from pipelines.tables.schemas import IMAGES
+from pipelines.tables.parquet import read_columns, read_tensors, write_shard
+from pipelines.tables.schemas import IMAGES, latents_schema
 
 
 def stage_with_weights(settings) -> Stage:
@@ -37,17 +40,51 @@ def test_latents_belong_to_the_weights_and_the_images_they_were_made_of(tiny):
     assert len({key, other, claim(stage)}) == 3
 
 
-def test_channel_statistics_are_those_of_all_latents(tmp_path):
+def table(latents: np.ndarray, first: int, splits: list[str], labels: list[list[str]]) -> pa.Table:
+    n, (c, h, w) = len(latents), latents.shape[1:]
+    columns = {"latent_mean": latents, "embedding": np.zeros((n, 3), np.float16)}
+    schema = latents_schema((c, h, w), 3, logvar=False)
+    known = {"image_id": [f"id{first + k}" for k in range(n)], "source": ["s"] * n, "patient_id": ["p"] * n,
+             "labels": labels, "split": splits}
+    tensors = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value) for name, value in columns.items()}
+    return pa.table({name: (tensors | known)[name] for name in schema.names}, schema=schema)
+
+
+def test_the_spec_tells_what_all_files_hold_and_splits_have_files_of_their_own(tmp_path):
     rng, folder = np.random.default_rng(0), Folder(str(tmp_path))
-    parts = [rng.normal([[[1]], [[-3]]], [[[2]], [[5]]], (n, 2, 4, 4)).astype(np.float16) for n in (7, 0, 12)]
+    parts = [rng.normal([[[1]], [[-3]]], [[[2]], [[5]]], (n, 2, 4, 4)).astype(np.float16) for n in (7, 2, 12)]
+    splits = [["train"] * 5 + ["val"] * 2, ["test"] * 2, ["train"] * 12]
+    labels = [[["b"]] * 5 + [["unseen"]] * 2, [[]] * 2, [["a", "b"]] * 12]
     for index, part in enumerate(parts):
-        column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(part)) if len(part) else pa.array(
-            [], pa.fixed_shape_tensor(pa.float16(), (2, 4, 4)))
-        write_shard(folder, index, pa.table({"latent_mean": column}))
+        write_latents(folder, index, table(part, 100 * index, splits[index], labels[index]))
+    assert folder.names() == ["test-00001.parquet", "train-00000.parquet", "train-00001.parquet",
+                              "train-00002.parquet", "val-00000.parquet"]
     whole = np.concatenate(parts).astype(np.float64)
-    assert channel_statistics(folder) == {
-        "images": 19, "shape": [2, 4, 4], "channel_mean": whole.mean((0, 2, 3)).round(4).tolist(),
-        "channel_std": whole.std((0, 2, 3)).round(4).tolist()}
+    assert write_spec(folder) == {
+        "images": 21, "shape": [2, 4, 4], "channel_mean": whole.mean((0, 2, 3)).round(4).tolist(),
+        "channel_std": whole.std((0, 2, 3)).round(4).tolist(), "logvar": False}
+    spec = latent_spec(folder)
+    assert (spec.latent, spec.shapes, spec.labels, spec.logvar) == ((2, 4, 4), {"embedding": (3,)}, ["a", "b"], False)
+    assert spec.images == {"train": 17, "val": 2, "test": 2}
+    assert read_columns(folder, ["image_id"], "val")["image_id"].to_pylist() == ["id5", "id6"]
+    before = folder.read("train-00000.parquet")
+    write_latents(folder, 0, table(parts[0] + 1, 0, splits[0], labels[0]))
+    assert folder.read("train-00000.parquet") == before, "the first attempt counts"
+
+
+def test_validation_opens_no_file_of_train_and_draws_from_every_source(tmp_path):
+    folder = Folder(str(tmp_path))
+    for index in range(4):
+        found = table(np.zeros((30, 1, 2, 2), np.float16), 100 * index, ["train"] * 10 + ["val"] * 20, [["x"]] * 30)
+        sources = pa.array(["large" if index < 3 else "small"] * 30)
+        write_latents(folder, index, found.set_column(found.schema.get_field_index("source"), "source", sources))
+    write_spec(folder)
+    for name in folder.names():
+        if name.startswith("train-"):
+            folder.write(name, b"not to be opened")
+    first, again, other = (held_out(folder, latent_spec(folder), 16, seed) for seed in (0, 0, 1))
+    assert first.image_ids.to_pylist() == again.image_ids.to_pylist() != other.image_ids.to_pylist()
+    assert sum(int(one.removeprefix("id")) >= 300 for one in first.image_ids.to_pylist()) == 4
 
 
 def test_a_mask_becomes_the_share_of_each_structure_at_each_place():
@@ -90,10 +127,11 @@ def test_patch_features_and_masks_are_kept_where_asked_for(networks):
                      "split": "train"} for k, image in enumerate(images)]
     write_shard(networks / "images", 0, pa.Table.from_pylist(rows, schema=IMAGES))
     settings = Latents(batch=2, patch_grid=2, masks=2)
-    encoding = Encoding(Encode(networks / "autoencoder", networks / "encoder", settings), 1)
-    block = encoding(Read(networks / "images", settings.masks)(pa.table({"shard": [0]})))
-    Write(networks / "latents")(block)
-    columns = tensor_columns(networks / "latents")
+    encoding = Encoding(Encode(networks / "autoencoder", networks / "encoder", settings, True), 1)
+    block = encoding(ReadImages(networks / "images", settings.masks)(pa.table({"shard": [0]})))
+    WriteLatents(networks / "latents")(block)
+    write_spec(networks / "latents")
+    columns = columns_of(latent_spec(networks / "latents"), CONDITIONS)
     arrays, table = read_tensors(networks / "latents", columns, ["image_id"], "train")
     assert {name: array.shape for name, array in arrays.items()} == {
         "latent_mean": (3, 4, 8, 8), "latent_logvar": (3, 4, 8, 8), "embedding": (3, 16), "patches": (3, 4, 16),

@@ -17,9 +17,9 @@ import torch
 from distributed import run, start
 
 from cluster.storage import Folder
+from pipelines.generator.latents.spec import write_latents, write_spec
 from pipelines.generator.training import checkpoint
 from pipelines.monitor.journal import read_journal
-from pipelines.tables.parquet import write_shard
 from pipelines.tables.schemas import latents_schema
 
 pytestmark = pytest.mark.ray
@@ -36,17 +36,19 @@ def make_table(folder, poisoned=()):
         for name, shape in {"embedding": (WIDTH,), "patches": (4, WIDTH), "mask": (2, *LATENT[1:])}.items()}
     columns = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value) for name, value in tensors.items()}
     told = {"image_id": [f"image-{k}" for k in range(IMAGES)], "patient_id": ["p"] * IMAGES,
-            "labels": [["sick"] if k % 3 else [] for k in range(IMAGES)], "split": ["train"] * IMAGES}
-    schema = latents_schema(LATENT, WIDTH, 4, 2)
-    write_shard(Folder(str(folder / "latents")), 0,
-                pa.table({name: (columns | told)[name] for name in schema.names}, schema=schema))
+            "labels": [["sick"] if k % 3 else [] for k in range(IMAGES)], "split": ["train"] * IMAGES,
+            "source": ["s"] * IMAGES}
+    schema, latents = latents_schema(LATENT, WIDTH, 4, 2), Folder(str(folder / "latents"))
+    write_latents(latents, 0, pa.table({name: (columns | told)[name] for name in schema.names}, schema=schema))
+    write_spec(latents)
 
 
 def learn_in(rank, world, folder, name, steps, options=(), leaving=lambda: False):
     """Train in `folder`/`name` from its newest checkpoint on; every worker writes down the images it was given."""
     from conftest import TINY
 
-    from pipelines.generator.latents.dataset import Reader
+    from pipelines.generator.latents.dataset import CachedReader
+    from pipelines.generator.latents.spec import latent_spec
     from pipelines.generator.training.loop import Job, learn
     from pipelines.graph.compose import load_settings
 
@@ -57,23 +59,24 @@ def learn_in(rank, world, folder, name, steps, options=(), leaving=lambda: False
     job = Job(settings, "a fingerprint", out, Folder(str(folder / "latents")), [0.0] * 4, [1.0] * 4)
     newest = checkpoint.newest_whole(out / "checkpoints")
     state, cursor = checkpoint.load(Path(newest.path), "a fingerprint") if newest else ({}, checkpoint.Cursor(0, 0, ""))
-    share = Reader._share
 
-    def told(self, begin, end, *place):
-        b = end - begin
-        rows = self.order.indices(begin + rank * b // world, begin + (rank + 1) * b // world)
-        line = json.dumps({"start": begin, "image_ids": self.image_ids.take(rows).to_pylist()})
-        with open(folder / f"{name}-seen-{rank}.jsonl", "a") as file:
-            file.write(line + "\n")
-        return share(self, begin, end, *place)
+    class Telling(CachedReader):
+        def batches(self, *arguments):
+            for batch in super().batches(*arguments):
+                b = len(batch)
+                ids = self.ids(batch.start, batch.stop)[rank * b // world : (rank + 1) * b // world]
+                with open(folder / f"{name}-seen-{rank}.jsonl", "a") as file:
+                    file.write(json.dumps({"start": batch.start, "image_ids": ids}) + "\n")
+                yield batch
 
     def save(engine, cursor, since):
         state = engine.state()
         if rank == 0:
             checkpoint.save(folder / name / "checkpoints" / checkpoint.name(cursor.images), state, cursor)
 
-    Reader._share = told
-    return learn(job, rank, world, state, cursor, save, leaving)
+    spec = latent_spec(job.latents)
+    reader = Telling(job.latents, spec, settings.seed, settings.condition.used)
+    return learn(job, spec, reader, rank, world, state, cursor, save, leaving)
 
 
 def seen(folder, name, world):
@@ -114,7 +117,7 @@ def learn_each(rank, world, folder):
     """
     from conftest import TINY
 
-    from pipelines.generator.latents.dataset import latent_spec
+    from pipelines.generator.latents.spec import latent_spec
     from pipelines.generator.training.loop import Job
     from pipelines.graph.compose import load_settings
 
@@ -148,7 +151,8 @@ def held_out(rank, world, folder):
     """Loss at fixed noise of the weights before training and after it; the second measured twice."""
     from conftest import TINY
 
-    from pipelines.generator.latents.dataset import Reader, latent_spec
+    from pipelines.generator.latents.dataset import CachedReader
+    from pipelines.generator.latents.spec import latent_spec
     from pipelines.generator.settings import CONDITIONS
     from pipelines.generator.training.loop import Job
     from pipelines.generator.training.validate import held_out_losses
@@ -156,7 +160,8 @@ def held_out(rank, world, folder):
 
     job = Job(load_settings(*TINY, "validate.images=40"), "", Folder(""), Folder(str(folder / "latents")), [0.0] * 4,
               [1.0] * 4)
-    reader, denoiser = Reader(job.latents, 0, ["sick"], CONDITIONS), job.denoiser(latent_spec(job.latents)).eval()
+    spec = latent_spec(job.latents)
+    reader, denoiser = CachedReader(job.latents, spec, 0, CONDITIONS).encoded, job.denoiser(spec).eval()
     losses = [held_out_losses(job, denoiser, reader)[0]]
     last = checkpoint.load(folder / "unbroken" / "checkpoints" / checkpoint.name(STEPS * BATCH), "a fingerprint")[0]
     denoiser.load_state_dict(last["model"])
@@ -233,24 +238,32 @@ def three_times(rank, world, folder):
 
 
 def read_shared(rank, world, folder):
-    """The table as this worker has it, and what of it lies in files without a name."""
-    from pipelines.generator.latents.dataset import Reader
+    """The table as this worker has it, and what of it lies in files of the cache."""
+    from pipelines.generator.latents.dataset import CachedReader
+    from pipelines.generator.latents.spec import latent_spec
 
-    reader = Reader(Folder(str(folder / "latents")), 0, ["sick"], ["embedding"], run=Folder(str(folder)))
-    nameless = [line for line in Path("/proc/self/maps").read_text().splitlines()
-                if "rayograph-" in line and line.endswith("(deleted)")]
-    return reader.mean[:], reader.given["embedding"][:], reader.given["labels"], len(nameless)
+    latents = Folder(str(folder / "latents"))
+    read = CachedReader(latents, latent_spec(latents), 0, ["embedding"], folder / "node" / "cache").encoded
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "node/cache" in line]
+    return read.mean[:], read.given["embedding"][:], read.given["labels"], len(mapped)
 
 
-def test_the_workers_of_a_node_hold_the_latents_once_in_files_that_leave_nothing_behind(tmp_path, monkeypatch):
+def test_the_workers_of_a_node_hold_the_latents_once_and_the_next_ones_find_them(tmp_path):
     make_table(tmp_path)
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "aside"))
-    (tmp_path / "aside").mkdir()
-    [alone] = run(1, read_shared, tmp_path)
     both = run(2, read_shared, tmp_path)
-    assert alone[-1] == 0
-    for shared in both:
+    for other in ("latents/train-00000.parquet",):  # what is read from here on is the node's
+        (tmp_path / other).unlink()
+    [again] = run(1, read_shared, tmp_path)
+    for shared in (*both, again):
         assert shared[-1] == 3  # means, log-variances, embeddings
-        for one, other in zip(alone[:-1], shared[:-1], strict=True):
+        for one, other in zip(both[0][:-1], shared[:-1], strict=True):
             np.testing.assert_array_equal(one, other)
-    assert not list((tmp_path / "aside").glob("rayograph-*"))
+
+
+def test_a_cache_that_was_cut_off_is_read_anew(tmp_path):
+    make_table(tmp_path)
+    cache = tmp_path / "node" / "cache"
+    cache.mkdir(parents=True)
+    (cache / "latent_mean.npy").write_bytes(b"half")
+    [found] = run(1, read_shared, tmp_path)
+    assert found[0].shape == (IMAGES, *LATENT)

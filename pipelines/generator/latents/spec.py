@@ -1,0 +1,119 @@
+"""What a latents table holds, told once in spec.json: no later stage scans the table to know.
+
+Every file carries its sums in its footer, so that the whole is told by footers alone, also after a resumed run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.errors import UserError
+from cluster.storage import Folder
+from pipelines.data.labels import known_labels
+from pipelines.graph.stage import Metrics
+from pipelines.tables.parquet import split_name, tensors, write_file
+from pipelines.tables.schemas import SPLITS
+
+FILE = "spec.json"
+SUMS = b"rayograph"  # the key of a file's metadata
+READERS = 32  # footers read side by side
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """What one image of a latents table has, and how many images there are.
+
+    Args:
+        latent: channels, height, width.
+        shapes: of each condition but the labels.
+        labels: known in the train split, sorted.
+        logvar: whether the width of the posteriors is kept.
+        images: of each split.
+    """
+
+    latent: tuple[int, int, int]
+    shapes: dict[str, tuple[int, ...]]
+    labels: list[str]
+    logvar: bool
+    images: dict[str, int]
+
+
+def latent_spec(folder: Folder) -> LatentSpec:
+    """The spec that the latents stage left.  Raises UserError where it is missing."""
+    found = folder.read_json(FILE)
+    if found is None:
+        raise UserError(f"{folder.uri} has no {FILE}: it was made by an earlier version, or not to its end; run "
+                        "`rayograph latents changed=redo`")
+    channels, height, width = found["latent"]
+    return LatentSpec((channels, height, width), {name: tuple(shape) for name, shape in found["shapes"].items()},
+                      found["labels"], found["logvar"], found["images"])
+
+
+def write_latents(folder: Folder, index: int, table: pa.Table) -> None:
+    """Commit the latents of one shard of images: a file for each split, that of train last, for it marks the shard.
+
+    Of two attempts the first to come to an end counts.
+    """
+    for split in ("val", "test", "train"):
+        rows = table.filter(pc.field("split") == split)
+        if rows.num_rows or split == "train":
+            write_file(folder, split_name(split, index), _with_sums(rows), replace=False)
+
+
+def write_spec(folder: Folder) -> Metrics:
+    """Commit spec.json.  Returns the number and shape of the latents, mean and deviation of each channel."""
+    spec, statistics = summarise(folder)
+    folder.write_json(FILE, spec)
+    return statistics
+
+
+def _with_sums(table: pa.Table) -> pa.Table:
+    """The table with sums of its latents, by channel, and its labels in the metadata of its schema."""
+    values = tensors(table, "latent_mean").astype(np.float64) if table.num_rows else np.zeros((0, 1, 1, 1))
+    told = {"sum": values.sum((0, 2, 3)).tolist(), "squares": np.square(values).sum((0, 2, 3)).tolist(),
+            "labels": known_labels(table)}
+    return table.replace_schema_metadata({SUMS: json.dumps(told).encode()})
+
+
+def summarise(folder: Folder) -> tuple[dict[str, Any], Metrics]:
+    """The spec as JSON values; and the number and shape of the latents, mean and deviation of each channel."""
+    names = folder.names(".parquet")
+    with ThreadPoolExecutor(READERS) as pool:
+        footers = list(pool.map(lambda name: _footer(folder, name), names))
+    assert footers, f"{folder.uri} holds no latents"
+    images: Counter[str] = Counter()
+    labels: set[str] = set()
+    total, squares = np.zeros(1), np.zeros(1)
+    for name, (rows, sums, _) in zip(names, footers, strict=True):
+        split = name.partition("-")[0]
+        images[split] += rows
+        labels |= set(sums["labels"]) if split == "train" else set()
+        if rows:
+            total, squares = total + np.array(sums["sum"]), squares + np.array(sums["squares"])
+    shapes = {field.name: tuple(field.type.shape) for field in footers[0][2]
+              if isinstance(field.type, pa.FixedShapeTensorType)}
+    latent = shapes.pop("latent_mean")
+    spec = {"latent": latent, "logvar": shapes.pop("latent_logvar", None) is not None, "shapes": shapes,
+            "labels": sorted(labels), "images": {split: images[split] for split in SPLITS}}
+    each = max(images.total(), 1) * int(np.prod(latent[1:]))
+    mean = total / each
+    deviation = np.sqrt(np.maximum(squares / each - mean**2, 0))
+    return spec, {"images": images.total(), "shape": list(latent), "channel_mean": mean.round(4).tolist(),
+                  "channel_std": deviation.round(4).tolist(), "logvar": spec["logvar"]}
+
+
+def _footer(folder: Folder, name: str) -> tuple[int, dict[str, Any], pa.Schema]:
+    """Rows, sums and schema of one file."""
+    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
+        metadata = pq.read_metadata(file)
+    schema = metadata.schema.to_arrow_schema()
+    return metadata.num_rows, json.loads(schema.metadata[SUMS]), schema
