@@ -254,6 +254,14 @@ class Trainer:
     """Export the checkpoint that is least by this; null: the last."""
     max_skipped: int = execution(10)
     """Non-finite batches to skip before the run stops."""
+    reader: Literal["cached", "stream"] = "cached"
+    """cached: latents in each node's memory; stream: images are encoded as they come, at any size of set."""
+    window: int = 32
+    """Shards of images that are shuffled together where they are streamed."""
+    augment: bool = False
+    """Shift, scale and expose images a little differently in every epoch, where they are streamed."""
+    encoders: int | None = execution(None)
+    """Ray actors that encode streamed images; null: one per GPU that does not train, else one per 4 CPUs."""
     workers: int = execution(1)
     """Ray Train workers, one per GPU."""
     min_workers: int | None = execution(None)
@@ -290,7 +298,8 @@ class Trainer:
 
     def check(self) -> None:
         positive("trainer", self, "images", "batch", "lr", "workers", "min_workers", "checkpoint_every",
-                 "keep_checkpoints", "milestone_every", "log_every", "grad_clip", "decay_after_images")
+                 "keep_checkpoints", "milestone_every", "log_every", "grad_clip", "decay_after_images", "window",
+                 "encoders")
         not_negative("trainer", self, "warmup_images", "max_failures", "max_skipped", "profile_steps")
         fraction("trainer", self, "final_lr_fraction", "beta2")
         require(len(self.ema_halflife_images) > 0 and min(self.ema_halflife_images) > 0
@@ -303,6 +312,7 @@ class Trainer:
                 "needs trainer.zero_stage=1 or more")
         require(self.min_workers is None or self.min_workers <= self.workers, "trainer.min_workers", self.min_workers,
                 f"must not be above trainer.workers={self.workers}")
+        require(self.reader == "stream" or not self.augment, "trainer.augment", True, "needs trainer.reader=stream")
         require(self.micro_batch is None or self.micro_batch >= 2, "trainer.micro_batch", self.micro_batch,
                 "must be at least 2, or null")
         for name, size in (("batch", self.batch), ("images", self.images % self.batch or self.batch)):

@@ -31,4 +31,4 @@ def job(root: Folder, settings: Settings, rows: int, latent: tuple[int, int, int
     """A training of latents made below `root`."""
     make_latents(root / "latents", rows, rows // 4, latent, width)
     channels = latent[0]
-    return Job(settings, "bench", root / "train", root / "latents", [0.0] * channels, [1.0] * channels)
+    return Job(settings, "bench", root / "train", root / "latents", None, [0.0] * channels, [1.0] * channels)

@@ -19,7 +19,7 @@ from pipelines.generator.settings import Latents
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import bar
 from pipelines.tables.images import picture, pixels
-from pipelines.tables.parquet import read_shard, row_count, shard_name
+from pipelines.tables.parquet import read_split, row_count, shard_name
 from pipelines.tables.schemas import latents_schema
 from pipelines.tables.streaming import shard_numbers, stream
 
@@ -99,14 +99,15 @@ def _give_up_after_3() -> dict[str, int]:
 
 
 class ReadImages:
-    """Ray Data operator: the number of a shard to its decoded images, and masks where wanted, uint8."""
+    """Ray Data operator: the number of a shard to its decoded images, and masks, uint8; of all splits or one."""
 
-    def __init__(self, images: Folder, masks: int) -> None:
-        self.images, self.masks = images, masks
+    def __init__(self, images: Folder, masks: int, split: str | None = None) -> None:
+        self.images, self.masks, self.split = images, masks, split
 
     def __call__(self, block: pa.Table) -> pa.Table:
         index = block["shard"][0].as_py()
-        table = read_shard(self.images, shard_name(index), ["image", *KEPT, *(["mask"] if self.masks else [])])
+        columns = ["image", *KEPT, *(["mask"] if self.masks else [])]
+        table = read_split(self.images, shard_name(index), columns, self.split)
         decoded = pixels(table)
         flat = pa.array([image.tobytes() for image in decoded], pa.binary())
         side = pa.array([decoded.shape[-1]] * len(decoded), pa.int32())

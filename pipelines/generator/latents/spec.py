@@ -38,6 +38,7 @@ class LatentSpec:
         labels: known in the train split, sorted.
         logvar: whether the width of the posteriors is kept.
         images: of each split.
+        rows: images of the train split in each shard.
     """
 
     latent: tuple[int, int, int]
@@ -45,6 +46,7 @@ class LatentSpec:
     labels: list[str]
     logvar: bool
     images: dict[str, int]
+    rows: tuple[int, ...]
 
 
 def latent_spec(folder: Folder) -> LatentSpec:
@@ -55,7 +57,7 @@ def latent_spec(folder: Folder) -> LatentSpec:
                         "`rayograph latents changed=redo`")
     channels, height, width = found["latent"]
     return LatentSpec((channels, height, width), {name: tuple(shape) for name, shape in found["shapes"].items()},
-                      found["labels"], found["logvar"], found["images"])
+                      found["labels"], found["logvar"], found["images"], tuple(found["rows"]))
 
 
 def write_latents(folder: Folder, index: int, table: pa.Table) -> None:
@@ -103,7 +105,8 @@ def summarise(folder: Folder) -> tuple[dict[str, Any], Metrics]:
               if isinstance(field.type, pa.FixedShapeTensorType)}
     latent = shapes.pop("latent_mean")
     spec = {"latent": latent, "logvar": shapes.pop("latent_logvar", None) is not None, "shapes": shapes,
-            "labels": sorted(labels), "images": {split: images[split] for split in SPLITS}}
+            "labels": sorted(labels), "images": {split: images[split] for split in SPLITS},
+            "rows": [rows for name, (rows, *_) in zip(names, footers, strict=True) if name.startswith("train-")]}
     each = max(images.total(), 1) * int(np.prod(latent[1:]))
     mean = total / each
     deviation = np.sqrt(np.maximum(squares / each - mean**2, 0))

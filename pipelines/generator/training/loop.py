@@ -20,6 +20,7 @@ from cluster.storage import Folder
 from pipelines.generator.denoiser.network import Denoiser, build, compile_blocks, training_flops
 from pipelines.generator.denoiser.objective import Draw, Objective
 from pipelines.generator.latents.dataset import Batch, Reader
+from pipelines.generator.latents.feed import StreamPlan
 from pipelines.generator.latents.spec import LatentSpec
 from pipelines.generator.training.checkpoint import Cursor
 from pipelines.generator.training.deepspeed import Engine
@@ -41,6 +42,7 @@ class Job:
     fingerprint: str
     folder: Folder  # of the train stage
     latents: Folder
+    stream: StreamPlan | None  # where images are streamed
     latents_mean: list[float]  # per channel
     latents_std: list[float]
 

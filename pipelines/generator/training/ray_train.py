@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
 import threading
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 
 from cluster import scratch
 from cluster.errors import UserError
-from cluster.session import cores, use_cores
+from cluster.session import Resources, cores, use_cores
 from cluster.storage import Folder
 from cluster.tasks import IsolatedTask
-from pipelines.generator.latents.dataset import CachedReader
-from pipelines.generator.latents.spec import latent_spec
+from pipelines.generator.latents.dataset import CachedReader, Reader
+from pipelines.generator.latents.encode import Encode
+from pipelines.generator.latents.feed import Feed, StreamPlan
+from pipelines.generator.latents.spec import LatentSpec, latent_spec
+from pipelines.generator.latents.stream import StreamReader
+from pipelines.generator.settings import Latents, Trainer
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.checkpoint import Cursor
 from pipelines.generator.training.deepspeed import Engine
@@ -26,6 +31,7 @@ from pipelines.monitor.progress import say
 WORST = 1e30  # of a checkpoint that is not measured: Ray would take it for the best, and delete those that are
 WRITING = threading.Semaphore()  # held by rank 0 while a checkpoint is written
 VALIDATION_SECONDS = 3600.0  # a validation that cannot start or end holds up the next, and keeps its checkpoint
+MIN_CPUS = 0.1  # of a worker, as Ray counts them: it takes what the others leave
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 
 
@@ -49,7 +55,7 @@ def _fit(job: Job, stage: Stage) -> Folder:
         scaling_config=ScalingConfig(
             num_workers=(trainer.min_workers, wanted) if trainer.min_workers else wanted,
             use_gpu=resources.gpus > 0,
-            resources_per_worker=None if resources.gpus else {"CPU": resources.cpus_each(wanted)},
+            resources_per_worker=None if resources.gpus else {"CPU": trainer_cpus(trainer, resources)},
         ),
         run_config=RunConfig(
             name="checkpoints",
@@ -68,6 +74,46 @@ def _fit(job: Job, stage: Stage) -> Folder:
     if stage.settings.validate.images and not validate.of(stage.folder, checkpoint.images_of(_name(last))):
         say("train: the last checkpoint could not be validated")
     return last
+
+
+def trainer_cpus(trainer: Trainer, resources: Resources) -> float:
+    """CPUs of each worker where there are no GPUs; streaming leaves some to those who read and encode."""
+    if trainer.reader == "cached":
+        return resources.cpus_each(trainer.workers)
+    free = (resources.cpus - encoders(trainer, resources)) / trainer.workers
+    return min(math.floor(free), resources.node_cpus) if free >= 1 else math.floor(free * 100) / 100
+
+
+def encoders(trainer: Trainer, resources: Resources) -> int:
+    """Actors that encode streamed images: on GPUs that do not train where there are any, else on CPUs."""
+    return trainer.encoders or max(resources.gpus - trainer.workers, 0) or max(resources.cpus // 4, 1)
+
+
+def stream_plan(stage: Stage, spec: LatentSpec) -> StreamPlan | None:
+    """How images are streamed to the workers, where they are.
+
+    Raises UserError where the cluster has no room for those who encode beside those who train, or where a batch is
+    larger than a window.
+    """
+    trainer, resources = stage.section(Trainer), stage.resources
+    if trainer.reader == "cached":
+        return None
+    smallest = sorted(rows for rows in spec.rows if rows)[: trainer.window]
+    if len(smallest) == trainer.window and sum(smallest) < trainer.batch:
+        raise UserError(f"trainer.window={trainer.window} shards hold fewer images than trainer.batch={trainer.batch}; "
+                        "take more")
+    count = encoders(trainer, resources)
+    on_gpu = 0 < count <= resources.gpus - trainer.workers
+    each = 1.0 if resources.gpus else trainer_cpus(trainer, resources)
+    if each < MIN_CPUS:
+        raise UserError(f"trainer.encoders={count}: they leave too little of {resources.cpus} CPUs to "
+                        f"trainer.workers={trainer.workers}")
+    held = {"cpu": each * trainer.workers} | ({"gpu": float(trainer.workers)} if resources.gpus else {})
+    hidden = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}} if resources.gpus and not on_gpu else {}
+    needs = {"num_gpus": 1, "num_cpus": 1} if on_gpu else {"num_cpus": 0.5, **hidden}
+    encode = Encode(stage.input("autoencoder"), stage.input("encoder"), stage.section(Latents), spec.logvar)
+    return StreamPlan(stage.input("ingest") / "images", encode, spec.rows, stage.seed, trainer.window, trainer.augment,
+                      count, needs | {"fn_constructor_args": (encode, None if on_gpu else 1)}, held)
 
 
 def _validation(job: Job, stage: Stage) -> Any:
@@ -121,11 +167,27 @@ def work(config: dict[str, Any]) -> str | None:
     if context.get_local_rank() == 0:
         scratch.sweep(job.folder, keep=cache)
     state, cursor = _last_checkpoint(job, config["earlier"])
-    reader = CachedReader(job.latents, spec, job.settings.seed, job.settings.condition.used, cache)
+    if job.stream is None:
+        reader: Reader = CachedReader(job.latents, spec, job.settings.seed, job.settings.condition.used, cache)
+    else:
+        reader = StreamReader(job.stream, _feed(job, cursor.images, world), spec, job.settings.condition.used)
     why = learn(job, spec, reader, rank, world, state, cursor, functools.partial(_save, job, rank), _leaving)
     if context.get_local_rank() == 0:
         scratch.remove(cache)
     return why
+
+
+def _feed(job: Job, cursor: int, world: int) -> Any:
+    """The actor that streams to all workers of this attempt; rank 0 starts it, and with its worker it ends."""
+    import ray
+    from ray.train import get_context
+    from ray.train.collective import broadcast_from_rank_zero
+
+    feed = None
+    if get_context().get_world_rank() == 0:
+        feed = ray.remote(num_cpus=0)(Feed).remote(job.stream, cursor, job.settings.trainer.images, world)
+        ray.get(feed.start.remote())
+    return broadcast_from_rank_zero(feed)
 
 
 def cache_of(job: Job) -> Path:

@@ -12,7 +12,7 @@ from pipelines.generator.latents.spec import latent_spec
 from pipelines.generator.settings import Trainer
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.loop import Job
-from pipelines.generator.training.ray_train import _fit, _name
+from pipelines.generator.training.ray_train import _fit, _name, stream_plan
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.journal import JOURNAL, read_journal
 from pipelines.monitor.progress import follow, say
@@ -28,10 +28,11 @@ def train(stage: Stage) -> Metrics:
     from pipelines.generator.autoencoder.model import load_autoencoder
 
     config = load_autoencoder(stage.input("autoencoder")).config
-    job = Job(stage.settings, stage.fingerprint, stage.folder, stage.input("latents"), list(config.latents_mean),
-              list(config.latents_std))
+    spec = latent_spec(stage.input("latents"))
+    job = Job(stage.settings, stage.fingerprint, stage.folder, stage.input("latents"), stream_plan(stage, spec),
+              list(config.latents_mean), list(config.latents_std))
     with torch.device("meta"):
-        job.denoiser(latent_spec(job.latents))  # a network that does not fit the latents is told before workers start
+        job.denoiser(spec)  # a network that does not fit the latents is told before workers start
     trainer, begun = stage.settings.trainer, checkpoint.newest_whole(stage.folder / "checkpoints")
     since = 0
     if begun:

@@ -56,7 +56,7 @@ def learn_in(rank, world, folder, name, steps, options=(), leaving=lambda: False
                              f"trainer.workers={world}", f"trainer.log_every={5 * BATCH}", "trainer.zero_stage=2",
                              f"trainer.checkpoint_every={10 * BATCH}", "trainer.precision=fp32", *options)
     out = Folder(str(folder / name))
-    job = Job(settings, "a fingerprint", out, Folder(str(folder / "latents")), [0.0] * 4, [1.0] * 4)
+    job = Job(settings, "a fingerprint", out, Folder(str(folder / "latents")), None, [0.0] * 4, [1.0] * 4)
     newest = checkpoint.newest_whole(out / "checkpoints")
     state, cursor = checkpoint.load(Path(newest.path), "a fingerprint") if newest else ({}, checkpoint.Cursor(0, 0, ""))
 
@@ -124,7 +124,8 @@ def learn_each(rank, world, folder):
     still = {}
     for kind, options in KINDS.items():
         assert learn_in(rank, world, folder, kind, 10, [*options, "trainer.warmup_images=0"]) is None
-        job = Job(load_settings(*TINY, *options), "", Folder(""), Folder(str(folder / "latents")), [0.0] * 4, [1.0] * 4)
+        job = Job(load_settings(*TINY, *options), "", Folder(""), Folder(str(folder / "latents")), None, [0.0] * 4,
+                  [1.0] * 4)
         fresh = job.denoiser(latent_spec(job.latents)).state_dict()
         learnt = checkpoint.load(folder / kind / "checkpoints" / checkpoint.name(10 * BATCH), "a fingerprint")[0]
         still[kind] = [name for name, value in learnt["model"].items() if torch.equal(value, fresh[name])
@@ -158,8 +159,8 @@ def held_out(rank, world, folder):
     from pipelines.generator.training.validate import held_out_losses
     from pipelines.graph.compose import load_settings
 
-    job = Job(load_settings(*TINY, "validate.images=40"), "", Folder(""), Folder(str(folder / "latents")), [0.0] * 4,
-              [1.0] * 4)
+    job = Job(load_settings(*TINY, "validate.images=40"), "", Folder(""), Folder(str(folder / "latents")), None,
+              [0.0] * 4, [1.0] * 4)
     spec = latent_spec(job.latents)
     reader, denoiser = CachedReader(job.latents, spec, 0, CONDITIONS).encoded, job.denoiser(spec).eval()
     losses = [held_out_losses(job, denoiser, reader)[0]]
