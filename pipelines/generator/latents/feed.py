@@ -21,7 +21,7 @@ from pipelines.generator.latents.encode import Encode, Encoding, ReadImages
 from pipelines.learning.order import WindowedOrder, step_seed
 
 WINDOWS = 2  # held at a time
-SHARDS = 16_384  # that one pipeline goes through before the next begins
+SHARDS = 4_096  # that one pipeline goes through before the next begins
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Feed:
 
 
 def encoded_shards(plan: StreamPlan, cursor: int, total: int) -> Iterator[tuple[int, int, Any]]:
-    """Start of its window, number and reference of every encoded shard, window after window from `cursor` to `total`."""
+    """Start of its window, number and reference of each encoded shard, in the order of the windows from `cursor` on."""
     order, ahead = plan.order(), np.zeros((0, 2), np.int64)
     while cursor < total or len(ahead):
         while cursor < total and len(ahead) < SHARDS:
@@ -134,8 +134,8 @@ def _encoded(plan: StreamPlan, places: np.ndarray) -> Iterator[Any]:
     context.target_max_block_size = None  # a shard stays one block
     context.execution_options.preserve_order = True
     context.execution_options.exclude_resources = ExecutionResources(**plan.reserved)
-    data = ray.data.range(len(places), override_num_blocks=len(places))
-    operators: list[tuple[Any, dict[str, Any]]] = [(_Read(plan, places), {"num_cpus": 0.25})]
+    data = ray.data.from_arrow([pa.table({"window": [window], "shard": [shard]}) for window, shard in places.tolist()])
+    operators: list[tuple[Any, dict[str, Any]]] = [(_Read(plan), {"num_cpus": 0.25})]
     if plan.augment:
         operators.append((Augment(plan.seed), {"num_cpus": 0.25}))
     operators.append((Encoding, {"compute": ActorPoolStrategy(size=plan.actors), **plan.needs}))
@@ -148,13 +148,12 @@ def _encoded(plan: StreamPlan, places: np.ndarray) -> Iterator[Any]:
 class _Read:
     """Ray Data operator: a place of the stream to the decoded images of the train split of its shard."""
 
-    def __init__(self, plan: StreamPlan, places: np.ndarray) -> None:
-        self.read, self.places = ReadImages(plan.images, plan.encode.settings.masks, "train"), places
+    def __init__(self, plan: StreamPlan) -> None:
+        self.read = ReadImages(plan.images, plan.encode.settings.masks, "train")
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        window, shard = self.places[block["id"][0].as_py()].tolist()
-        images = self.read(pa.table({"shard": [shard]}))
-        return images.append_column("window", pa.array([window] * images.num_rows, pa.int64()))
+        images = self.read(block)
+        return images.append_column("window", pa.array([block["window"][0].as_py()] * images.num_rows, pa.int64()))
 
 
 class Augment:
