@@ -67,6 +67,7 @@ def _header(content: bytes) -> Dataset:
         dataset = read_header(io.BytesIO(content))
         if "Rows" not in dataset:  # pydicom gives nothing of a file that ends inside compressed pixels
             dataset = read_header(io.BytesIO(content), stop_before_pixels=True)
+        dataset.file_meta.get("MediaStorageSOPClassUID")
         if not dataset.file_meta.get("TransferSyntaxUID"):  # written before files had a head of their own
             implicit = dataset.original_encoding[0]
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
@@ -182,14 +183,13 @@ def _windowed(values: np.ndarray, dataset: Dataset, padding: np.ndarray | None) 
     """Values as their file asks them to be shown, where it does and they can be told apart then."""
     from pydicom.pixels import apply_voi_lut
 
-    if not dataset.get("VOILUTSequence"):
-        if dataset.get("WindowCenter") in (None, "") and dataset.get("WindowWidth") in (None, ""):
-            return values, "percentile"
-        if not _valid_window(dataset):
-            return values, "percentile (window invalid)"
-    whole = values.astype(np.int32) if dataset.get("VOILUTSequence") else values  # a table is indexed
+    tables = dataset.get("VOILUTSequence")
+    table = bool(tables) and "LUTDescriptor" in tables[0] and bool(tables[0].get("LUTData"))
+    if not table and not _valid_window(dataset):
+        asked = tables or any(dataset.get(name) not in (None, "") for name in ("WindowCenter", "WindowWidth"))
+        return values, "percentile (window invalid)" if asked else "percentile"
     try:
-        shown = np.asarray(apply_voi_lut(whole, dataset, index=0), np.float32)
+        shown = np.asarray(apply_voi_lut(values.astype(np.int32) if table else values, dataset, index=0), np.float32)
     except Exception:  # the values are there: how to show them is all that is lost
         return values, "percentile (window invalid)"
     if _clipped(values, shown, padding) > MAX_CLIPPED:

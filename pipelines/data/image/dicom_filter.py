@@ -32,7 +32,7 @@ CHEST = (r"chest|thora|tora[cx]|\bcxr|lung|pulm|poumon|\brib|costal|stern|medias
          r"|babygram|whole ?body")
 ELSEWHERE = (  # DICOM PS3.16 annex L and what devices write for it, in several languages; beginnings of words
     SPINE + r"|\b(abdom|abd\b|kub\b|pelv|becken|bassin|hip\b|hips\b|hufte|cadera|hanche|sacr|coccy|si ?joint|extrem|limb"
-    r"|up_?ext|low_?ext|lower|upper|shoulder|schulter|hombro|epaule|clavic|scapul|humer|elbow|ellenbogen|codo|coude"
+    r"|up ?ex|low ?ex|lower|upper|shoulder|schulter|hombro|epaule|clavic|scapul|humer|elbow|ellenbogen|codo|coude"
     r"|forearm|arm\b|radius|ulna|wrist|handgelenk|muneca|poignet|hand|mano\b|main\b|finger|thumb|femur|thigh|knee|knie"
     r"|rodilla|genou|patell|tibia|fibula|leg\b|legs\b|calf|ankle|tobillo|cheville|foot|feet|fuss|pie\b|pied|toe|heel"
     r"|calcan|skull|schadel|craneo|crane|head|kopf|brain|face|facial|nas(al|en)|nose|orbit|eye|jaw|mandib|maxil|tmj"
