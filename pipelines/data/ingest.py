@@ -20,7 +20,7 @@ from cluster.errors import UserError
 from cluster.storage import Folder
 from pipelines.data import split
 from pipelines.data.duplicates import groups, joined
-from pipelines.data.image.picture import Refused
+from pipelines.data.image.picture import NOT_WANTED, Refused
 from pipelines.data.settings import Data
 from pipelines.data.sources import find_source
 from pipelines.graph.settings import Settings
@@ -40,7 +40,6 @@ from pipelines.tables.schemas import IMAGES, QUARANTINE, SPLITS
 from pipelines.tables.streaming import shard_numbers, stream
 
 DUPLICATES = 99_999  # the number of the quarantine shard that holds the duplicates
-NOT_BAD = ("duplicate", "not_frontal", "not_a_radiograph")  # reasons that say nothing against an image
 FRONTAL = ("PA", "AP", "FRONTAL", "POSTERO", "ANTERO")  # how names of frontal views begin
 AT_ONCE = 8  # images of a shard, most of them waiting for the storage
 DECIDED = "decided.parquet"  # in the manifest: which duplicates go, and who changes the split
@@ -110,7 +109,7 @@ class Decode:
         except Refused as refused:
             return row | {"reason": refused.reason, "detail": str(refused)}
         except Exception as error:  # one image must not stop the other 868,000
-            return row | {"reason": "decoder_failed", "detail": f"{type(error).__name__}: {error}"}
+            return row | {"reason": "decoder_failed", "detail": f"{type(error).__name__} in decoding"}
         identity = decoded.sha256 if self.settings.deduplicate else f"{decoded.sha256}\0{row['source']}/{row['path']}"
         return row | {
             "image_id": hashlib.sha256(identity.encode()).hexdigest()[:32],
@@ -216,11 +215,11 @@ def summarise(images: Folder, quarantine: Folder) -> Metrics:
 
 def check(counts: Metrics, quarantine: Folder, settings: Data) -> None:
     """Raise UserError when too little is left to learn from; say what was refused."""
-    bad = counts["quarantined"] - sum(counts["reasons"].get(reason, 0) for reason in NOT_BAD)
+    bad = counts["quarantined"] - sum(counts["reasons"].get(reason, 0) for reason in NOT_WANTED)
     seen = counts["images"] + counts["quarantined"]
     told = ", ".join(f"{n} {reason}" for reason, n in counts["reasons"].items())
     if bad:
-        worst = next(row for row in read_table(quarantine).to_pylist() if row["reason"] not in NOT_BAD)
+        worst = next(row for row in read_table(quarantine).to_pylist() if row["reason"] not in NOT_WANTED)
         told += f" (for one {worst['uri']}: {worst['reason']}, {worst['detail']})"
     if bad > settings.max_bad_fraction * seen:
         raise UserError(f"{bad} of {seen} images are bad, more than data.max_bad_fraction="

@@ -57,7 +57,8 @@ class Picture:
     image: Image.Image  # mode L; a JPEG may have been scaled down on the way
     width: int  # pixels of the original
     height: int
-    mapping: str  # how its values became 8 bits: none, percentile, window (the file's own, then percentile)
+    mapping: str  # how its values became 8 bits: none; percentile; window (the file's own, then percentile);
+    #               percentile (window invalid), percentile (window saturates): its own window could not be used
 
 
 def check_size(width: int, height: int, settings: Data) -> None:
