@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import UserError
 from cluster.storage import Folder
-from pipelines.data import split
+from pipelines.data import identifiers, split
 from pipelines.data.duplicates import groups, joined
 from pipelines.data.image.picture import NOT_WANTED, Refused
 from pipelines.data.settings import Data
@@ -71,7 +71,7 @@ def observed(settings: Settings) -> dict[str, Any]:
     """
     listed = find_source(settings.data.source).contents(settings.data)
     seed = {"seed": settings.seed} if listed is None else {}
-    return {"data.listed": listed, "data.salt": split.salt_check()} | seed
+    return {"data.listed": listed, "data.salt": identifiers.which_salt()} | seed
 
 
 def write_manifest(stage: Stage, out: Folder) -> int:
@@ -80,6 +80,7 @@ def write_manifest(stage: Stage, out: Folder) -> int:
         return listed["rows"]
     data = stage.section(Data)
     manifest = split.assign(find_source(data.source).manifest(data, stage.seed), data)
+    manifest = identifiers.hide(manifest, identifiers.salt_of(Folder(stage.settings.storage)))
     for index in range(shard_count(manifest.num_rows, data.shard_rows)):
         write_shard(out, index, manifest.slice(index * data.shard_rows, data.shard_rows))
     out.write_json(LISTED, {"rows": manifest.num_rows})
