@@ -31,7 +31,7 @@ class Decoded:
     sha256: str  # of the original's bytes
     box: tuple[int, int, int, int]  # left, top, right, bottom of what it shows, in pixels of the original
     phash: bytes  # 256 bits, nearly the same for copies of one picture
-    mapping: str = "none"  # how the values became 8 bits, as `Picture` has it; ", inverted" where they were turned round
+    mapping: str = "none"  # how the values became 8 bits, as `Picture` has it; ends in ", inverted" if turned round
     erased: int = 0  # marks and letters replaced by their ground
     mask: np.ndarray | None = None  # uint8 (size, size): 0, or the number of a structure
 

@@ -87,11 +87,13 @@ def _checked_size(dataset: Dataset, settings: Data) -> tuple[int, int]:
 
     if not dataset.get("Rows") or not dataset.get("Columns"):
         raise Refused("not_an_image", "a DICOM header without Rows and Columns")
-    numbers = {}
-    for name, default in (("Rows", None), ("Columns", None), ("NumberOfFrames", 1), ("SamplesPerPixel", 1),
-                          ("BitsAllocated", None), ("BitsStored", None), ("PixelRepresentation", 0)):
+    numbers: dict[str, int] = {}
+    defaults: dict[str, Any] = {"Rows": None, "Columns": None, "NumberOfFrames": 1, "SamplesPerPixel": 1,
+                                "BitsAllocated": None, "BitsStored": None, "PixelRepresentation": 0}
+    for name, default in defaults.items():
         try:
-            numbers[name] = int(default if dataset.get(name) in (None, "") else dataset[name].value)
+            value = dataset.get(name)
+            numbers[name] = int(default if value in (None, "") else value)
         except (TypeError, ValueError) as error:
             raise Refused("bad_header", f"{name} is missing or is no number") from error
     width, height = numbers["Columns"], numbers["Rows"]

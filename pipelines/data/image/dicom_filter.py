@@ -24,15 +24,15 @@ OTHER_OBJECTS = {  # defined terms of Modality that are no images, DICOM PS3.3 C
     "SR", "PR", "KO", "DOC", "SEG", "REG", "AU", "ECG", "EPS", "HD", "RESP", "FID", "PLAN", "RWV", "SMR", "STAIN",
     "TEXTUREMAP", "ANN", "ASMT", "HC", "OAM", "RTPLAN", "RTSTRUCT", "RTDOSE", "RTRECORD", "RTINTENT", "RTSEGANN"}
 OTHER_MODALITIES = {  # defined terms of images that are not radiographs of the body, or are of other parts of it
-    "CT", "MR", "PT", "NM", "US", "IVUS", "XA", "DS", "MG", "RTIMAGE", "BMD", "BDUS", "IO", "PX", "ES", "XC", "GM", "SM",
-    "DMS", "DG", "EM", "OP", "OPT", "OPM", "OPV", "OPTBSV", "OPTENF", "OCT", "IVOCT", "OSS", "LEN", "KER", "LS", "TG",
-    "AR", "AS", "BI", "CD", "CF", "CP", "CS", "DD", "DF", "DM", "EC", "FA", "FS", "LP", "MA", "MS", "ST", "VF"}
+    "CT", "MR", "PT", "NM", "US", "IVUS", "XA", "DS", "MG", "RTIMAGE", "BMD", "BDUS", "IO", "PX", "ES", "XC", "GM",
+    "SM", "DMS", "DG", "EM", "OP", "OPT", "OPM", "OPV", "OPTBSV", "OPTENF", "OCT", "IVOCT", "OSS", "LEN", "KER",
+    "LS", "TG", "AR", "AS", "BI", "CD", "CF", "CP", "CS", "DD", "DF", "DM", "EC", "FA", "FS", "LP", "MA", "MS", "ST", "VF"}
 SPINE = r"spine|spinal|vertebr|columna|colonne|wirbel|\b[hbl]ws\b|scolio"
-CHEST = (r"chest|thora|tora[cx]|\bcxr|lung|pulm|poumon|\brib|costal|stern|mediast|heart|coeur|cardia|pleura|brust|\bpecho"
-         r"|babygram|whole ?body")
+CHEST = (r"chest|thora|tora[cx]|\bcxr|lung|pulm|poumon|\brib|costal|stern|mediast|heart|coeur|cardia|pleura|brust"
+         r"|\bpecho|babygram|whole ?body")
 ELSEWHERE = (  # DICOM PS3.16 annex L and what devices write for it, in several languages; beginnings of words
-    SPINE + r"|\b(abdom|abd\b|kub\b|pelv|becken|bassin|hip\b|hips\b|hufte|cadera|hanche|sacr|coccy|si ?joint|extrem|limb"
-    r"|up ?ex|low ?ex|lower|upper|shoulder|schulter|hombro|epaule|clavic|scapul|humer|elbow|ellenbogen|codo|coude"
+    SPINE + r"|\b(abdom|abd\b|kub\b|pelv|becken|bassin|hip\b|hips\b|hufte|cadera|hanche|sacr|coccy|si ?joint|extrem"
+    r"|limb|up ?ex|low ?ex|lower|upper|shoulder|schulter|hombro|epaule|clavic|scapul|humer|elbow|ellenbogen|codo|coude"
     r"|forearm|arm\b|radius|ulna|wrist|handgelenk|muneca|poignet|hand|mano\b|main\b|finger|thumb|femur|thigh|knee|knie"
     r"|rodilla|genou|patell|tibia|fibula|leg\b|legs\b|calf|ankle|tobillo|cheville|foot|feet|fuss|pie\b|pied|toe|heel"
     r"|calcan|skull|schadel|craneo|crane|head|kopf|brain|face|facial|nas(al|en)|nose|orbit|eye|jaw|mandib|maxil|tmj"
@@ -52,9 +52,9 @@ def refuse_unwanted(header: Dataset, settings: Data) -> None:
     name = sop_class.name if sop_class.name != sop_class else ""  # of a private class there is none
     modality = str(header.get("Modality") or "").strip().upper()
     intent = str(header.get("PresentationIntentType") or "").strip().upper()
-    if "Storage" in name and "Image" not in name or modality in OTHER_OBJECTS:
+    if ("Storage" in name and "Image" not in name) or modality in OTHER_OBJECTS:
         raise Refused("not_an_image_object", f"its SOP Class is {name or 'private'}, its Modality {_known(modality)}")
-    if "Image Storage" in name and not name.startswith(RADIOGRAPHS) or modality in OTHER_MODALITIES:
+    if ("Image Storage" in name and not name.startswith(RADIOGRAPHS)) or modality in OTHER_MODALITIES:
         raise Refused("not_a_radiograph", f"its SOP Class is {name or 'private'}, its Modality {_known(modality)}")
     if intent == "FOR PROCESSING" or name.endswith("For Processing"):
         raise Refused("not_for_presentation", "it is FOR PROCESSING")
