@@ -26,7 +26,8 @@ OTHER_OBJECTS = {  # defined terms of Modality that are no images, DICOM PS3.3 C
 OTHER_MODALITIES = {  # defined terms of images that are not radiographs of the body, or are of other parts of it
     "CT", "MR", "PT", "NM", "US", "IVUS", "XA", "DS", "MG", "RTIMAGE", "BMD", "BDUS", "IO", "PX", "ES", "XC", "GM",
     "SM", "DMS", "DG", "EM", "OP", "OPT", "OPM", "OPV", "OPTBSV", "OPTENF", "OCT", "IVOCT", "OSS", "LEN", "KER",
-    "LS", "TG", "AR", "AS", "BI", "CD", "CF", "CP", "CS", "DD", "DF", "DM", "EC", "FA", "FS", "LP", "MA", "MS", "ST", "VF"}
+    "LS", "TG", "AR", "AS", "BI", "CD", "CF", "CP", "CS", "DD", "DF", "DM", "EC", "FA", "FS", "LP", "MA", "MS", "ST",
+    "VF"}
 SPINE = r"spine|spinal|vertebr|columna|colonne|wirbel|\b[hbl]ws\b|scolio"
 CHEST = (r"chest|thora|tora[cx]|\bcxr|lung|pulm|poumon|\brib|costal|stern|mediast|heart|coeur|cardia|pleura|brust"
          r"|\bpecho|babygram|whole ?body")

@@ -318,8 +318,8 @@ def test_other_objects_are_not_wanted_and_not_bad(settings, kind, pixels):
 
 @pytest.mark.parametrize("part", [
     None, "", "CHEST", "Chest PA", "THORAX", "T\xd3RAX", "TORAX", "Torace", "LUNG", "RIB", "RIBS LEFT",
-    "CHEST_TO_PELVIS", "CHESTABDOMEN", "ABDOMEN CHEST", "CHESTABDPELVIS", "WHOLEBODY", "BABYGRAM", "PORT CHEST", "STERNUM",
-    "POUMONS", "UNKNOWN", "DEFAULT", "1", "HEART", "Brustkorb",
+    "CHEST_TO_PELVIS", "CHESTABDOMEN", "ABDOMEN CHEST", "CHESTABDPELVIS", "WHOLEBODY", "BABYGRAM", "PORT CHEST",
+    "STERNUM", "POUMONS", "UNKNOWN", "DEFAULT", "1", "HEART", "Brustkorb",
 ])
 def test_chests_and_what_is_not_named_are_kept(settings, part):
     elements = {} if part is None else {"BodyPartExamined": part, "SpecificCharacterSet": "ISO_IR 100"}
