@@ -115,7 +115,7 @@ class Folder:
             raise RuntimeError(f"{self.uri}/{name} is damaged ({error}); remove it to have its stage done again") \
                 from error
 
-    def write(self, name: str, data: bytes, replace: bool = True) -> None:
+    def write(self, name: str, data: bytes, replace: bool = True, private: bool = False) -> None:
         """Commit `data` as `name` in one atomic step.
 
         Args:
@@ -123,12 +123,14 @@ class Folder:
             data: All that it holds.
             replace: False leaves a file that is there as it is, so that a straggler cannot undo what came after it
                 (on a disk and on S3; elsewhere what is there is replaced).
+            private: On a disk, only its owner may read the file.
         """
         if self.is_local:
             os.makedirs(self.uri, exist_ok=True)
             staged = f"{self.uri}/.{name}.{uuid.uuid4().hex}.tmp"
             try:
-                with open(staged, "wb") as file:
+                mode = 0o600 if private else 0o666  # less what the umask takes
+                with open(staged, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())

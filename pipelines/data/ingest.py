@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 
 from cluster.errors import UserError
 from cluster.storage import Folder
-from pipelines.data import split
+from pipelines.data import identifiers, split
 from pipelines.data.duplicates import groups, joined
-from pipelines.data.image.picture import Refused
+from pipelines.data.image.picture import NOT_WANTED, Refused
 from pipelines.data.settings import Data
 from pipelines.data.sources import find_source
 from pipelines.graph.settings import Settings
@@ -40,7 +40,6 @@ from pipelines.tables.schemas import IMAGES, QUARANTINE, SPLITS
 from pipelines.tables.streaming import shard_numbers, stream
 
 DUPLICATES = 99_999  # the number of the quarantine shard that holds the duplicates
-NOT_BAD = ("duplicate", "not_frontal", "not_a_radiograph")  # reasons that say nothing against an image
 FRONTAL = ("PA", "AP", "FRONTAL", "POSTERO", "ANTERO")  # how names of frontal views begin
 AT_ONCE = 8  # images of a shard, most of them waiting for the storage
 DECIDED = "decided.parquet"  # in the manifest: which duplicates go, and who changes the split
@@ -72,7 +71,7 @@ def observed(settings: Settings) -> dict[str, Any]:
     """
     listed = find_source(settings.data.source).contents(settings.data)
     seed = {"seed": settings.seed} if listed is None else {}
-    return {"data.listed": listed, "data.salt": split.salt_check()} | seed
+    return {"data.listed": listed, "data.salt": identifiers.which_salt()} | seed
 
 
 def write_manifest(stage: Stage, out: Folder) -> int:
@@ -81,6 +80,7 @@ def write_manifest(stage: Stage, out: Folder) -> int:
         return listed["rows"]
     data = stage.section(Data)
     manifest = split.assign(find_source(data.source).manifest(data, stage.seed), data)
+    manifest = identifiers.hide(manifest, identifiers.salt_of(Folder(stage.settings.storage)))
     for index in range(shard_count(manifest.num_rows, data.shard_rows)):
         write_shard(out, index, manifest.slice(index * data.shard_rows, data.shard_rows))
     out.write_json(LISTED, {"rows": manifest.num_rows})
@@ -110,7 +110,7 @@ class Decode:
         except Refused as refused:
             return row | {"reason": refused.reason, "detail": str(refused)}
         except Exception as error:  # one image must not stop the other 868,000
-            return row | {"reason": "decoder_failed", "detail": f"{type(error).__name__}: {error}"}
+            return row | {"reason": "decoder_failed", "detail": f"{type(error).__name__} in decoding"}
         identity = decoded.sha256 if self.settings.deduplicate else f"{decoded.sha256}\0{row['source']}/{row['path']}"
         return row | {
             "image_id": hashlib.sha256(identity.encode()).hexdigest()[:32],
@@ -216,12 +216,12 @@ def summarise(images: Folder, quarantine: Folder) -> Metrics:
 
 def check(counts: Metrics, quarantine: Folder, settings: Data) -> None:
     """Raise UserError when too little is left to learn from; say what was refused."""
-    bad = counts["quarantined"] - sum(counts["reasons"].get(reason, 0) for reason in NOT_BAD)
+    bad = counts["quarantined"] - sum(counts["reasons"].get(reason, 0) for reason in NOT_WANTED)
     seen = counts["images"] + counts["quarantined"]
     told = ", ".join(f"{n} {reason}" for reason, n in counts["reasons"].items())
     if bad:
         rows = read_columns(quarantine, QUARANTINE.names).to_pylist()
-        worst = next(row for row in rows if row["reason"] not in NOT_BAD)
+        worst = next(row for row in rows if row["reason"] not in NOT_WANTED)
         told += f" (for one {worst['uri']}: {worst['reason']}, {worst['detail']})"
     if bad > settings.max_bad_fraction * seen:
         raise UserError(f"{bad} of {seen} images are bad, more than data.max_bad_fraction="

@@ -56,6 +56,8 @@ class Image:
     uncertain: Iterable[str] = ()  # mentioned, but neither stated nor denied
     split: str | None = None  # train, val or test, where the owner has an official one
     masks: tuple[Mask, ...] = ()
+    inverted: bool = False  # air is bright in the file, and the file itself does not say so
+    refused: str | None = None  # a reason of `image.picture.NOT_WANTED` that is known without reading the file
 
 
 class Findings(TypedDict, total=False):
@@ -193,8 +195,13 @@ class Published:
         return pa.Table.from_pylist(rows, schema=MANIFEST)
 
     def load(self, row: Mapping[str, Any], settings: Data, **options: Any) -> Decoded:
+        from pipelines.data.image.picture import NOT_WANTED, Refused
+
+        if reason := row.get("refused"):
+            raise Refused(reason, f"its header says so: {NOT_WANTED[reason]}")
         root = self._root(settings)
-        return read_image(root, row["uri"][len(root) + 1 :], row, settings, self.card.masks, read=self._read, **options)
+        options = {"inverted": bool(row.get("inverted")), "read": self._read, **options}
+        return read_image(root, row["uri"][len(root) + 1 :], row, settings, self.card.masks, **options)
 
     def _row(self, tree: Tree, image: Image) -> dict[str, Any]:
         return {
@@ -202,6 +209,7 @@ class Published:
             "patient_id": image.patient or image.path, "study_id": image.study, "view": image.view,
             "labels": list(image.labels), "uncertain": list(image.uncertain), "split": image.split,
             "masks": [{"name": m.name, "path": m.path, "rle": m.rle} for m in image.masks],
+            "inverted": image.inverted, "refused": image.refused,
         }
 
     def _root(self, settings: Data) -> str:

@@ -38,6 +38,8 @@ class Data:
     """Of 256 bits of perceptual hash, so many may differ between copies; null: equal files only."""
     frontal: bool = False
     """Take frontal views only, by what the set tells, else by aspect and symmetry."""
+    chest_only: bool = True
+    """Leave out DICOM files that name another part of the body; those that name none stay."""
     crop_border: bool = True
     """Leave out uniform borders: collimation, frames, padding."""
     fit: Literal["crop", "pad"] = "crop"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 
 import pyarrow as pa
 
@@ -11,21 +10,6 @@ from cluster.errors import UserError
 from pipelines.data.settings import Data
 from pipelines.monitor.progress import say
 from pipelines.tables.schemas import SPLITS
-
-
-def _salted(text: str) -> str:
-    salt = os.environ.get("RAYOGRAPH_SALT", "rayograph")
-    return hashlib.sha256(f"{salt}\0{text}".encode()).hexdigest()
-
-
-def hashed(identifier: str) -> str:
-    """A patient's or study's identifier that tells nobody; the salt comes from RAYOGRAPH_SALT and is never stored."""
-    return _salted(identifier)[:16]
-
-
-def salt_check() -> str:
-    """Tells one salt from another, and too short to guess a salt by."""
-    return _salted("which salt is this?")[:4]
 
 
 def empty(counts: dict[str, int]) -> list[str]:
@@ -46,7 +30,7 @@ def _position(patient: str) -> float:
 
 
 def assign(manifest: pa.Table, settings: Data) -> pa.Table:
-    """Fill `split`, hash `patient_id` and `study_id`; no patient is in two splits.
+    """Fill `split`; no patient is in two splits.
 
     A source's own split is kept. A patient whom it puts in several goes to the most held-out of them (test, then val).
     Where the source has no val (or no split), patients are taken by a stable hash of their identifier.
@@ -74,11 +58,8 @@ def assign(manifest: pa.Table, settings: Data) -> pa.Table:
             _hold_out(part, split, share, official=any(given[patient] for patient in part))
         chosen |= part
     final = {patient: split or "train" for patient, split in chosen.items()}
-    columns = {"split": [final[p] for p in patients], "patient_id": [hashed(p) for p in patients],
-               "study_id": [study and hashed(study) for study in manifest["study_id"].to_pylist()]}
-    for name, values in columns.items():
-        manifest = manifest.set_column(manifest.schema.get_field_index(name), name, pa.array(values, pa.string()))
-    return manifest
+    splits = pa.array([final[patient] for patient in patients], pa.string())
+    return manifest.set_column(manifest.schema.get_field_index("split"), "split", splits)
 
 
 def _hold_out(chosen: dict[str, str | None], split: str, share: float, *, official: bool) -> None:

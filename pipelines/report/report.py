@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import jinja2
 
 from cluster.storage import Folder
+from pipelines.data.image.picture import BAD, NOT_WANTED
 from pipelines.graph.plan import code_version
 from pipelines.graph.stage import Metrics, Stage, run_folder
 from pipelines.monitor.journal import read_journal
@@ -100,10 +102,12 @@ def stage_row(stage: Stage, node: str, metrics: Metrics) -> dict[str, Any]:
 
 
 def quarantined(stage: Stage) -> list[dict[str, str]]:
-    """The first rows of the quarantine."""
+    """The first rows of the quarantine: reasons, and where the rows are; paths may name patients, and are left out."""
     folder = stage.input("ingest") / "quarantine"
-    rows = (row for name in folder.names(".parquet") for row in read_shard(folder, name).to_pylist())
-    return [{key: str(value) for key, value in row.items()} for row in islice(rows, QUARANTINE_ROWS)]
+    rows = ((reason, f"{name}, row {row}") for name in folder.names(".parquet")
+            for row, reason in enumerate(read_shard(folder, name, ["reason"])["reason"].to_pylist()))
+    return [{"reason": reason, "meaning": (BAD | NOT_WANTED).get(reason, ""), "row": row}
+            for reason, row in islice(rows, QUARANTINE_ROWS)]
 
 
 def sheets_of(stage: Stage) -> Iterator[Figure]:
@@ -155,12 +159,16 @@ def curves_of(stage: Stage) -> Iterator[Figure]:
 
 
 def command(stage: Stage) -> str:
-    """The command line that makes this run: as it was given, or, called from Python, its main settings."""
+    """The command line that makes this run: as it was given, or, called from Python, its main settings.
+
+    Paths are left out: the page is handed on, and folders are named after archives and people.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     settings = stage.settings
     if HydraConfig.initialized():
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = [re.sub(r"(?<=[=\[,:])\s*['\"]?(~|\.{0,2}/|\w+://).*", "PATH", one)
+                     for one in HydraConfig.get().overrides.task]
     else:
         overrides = [f"profile={settings.profile}", f"name={settings.name}", f"seed={settings.seed}"]
     return shlex.join(["rayograph", "run", *overrides])

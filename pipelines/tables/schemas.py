@@ -23,7 +23,10 @@ MANIFEST = pa.schema([
     ("uncertain", pa.list_(pa.string())),  # labels that the source neither states nor denies
     ("split", pa.string()),
     ("masks", pa.list_(MASK)),
+    ("inverted", pa.bool_()),  # only the source's tables tell that air is bright; null: no
+    ("refused", pa.string()),  # the reason why an image is not wanted, where that is known without reading it
 ])
+ONLY_LISTED = ("path", "masks", "inverted", "refused")  # what the images' table does not take over
 
 QUARANTINE = pa.schema([
     ("uri", pa.string()),
@@ -49,12 +52,12 @@ IMAGES = with_features(pa.schema([
     ("image_id", pa.string()),
     ("image", IMAGE),
     ("mask", IMAGE),  # 0, or the number of a structure in the order of its source's card; null where there is none
-    *(field for field in MANIFEST if field.name not in ("path", "masks")),
+    *(field for field in MANIFEST if field.name not in ONLY_LISTED),
     ("width", pa.int32()),  # pixels of the original
     ("height", pa.int32()),
     ("sha256", pa.string()),  # of the original file
     ("box", pa.list_(pa.int32())),  # left, top, right, bottom of what is shown, in pixels of the original
-    ("mapping", pa.string()),  # how its values became 8 bits: none, percentile, window
+    ("mapping", pa.string()),  # how its values became 8 bits, as `image.picture.Picture` has it
     ("erased", pa.int32()),  # letters and marks replaced by their ground
     ("phash", pa.binary()),  # 256 bits, nearly the same for copies of one picture
 ]))

@@ -18,6 +18,8 @@ from pipelines.data.settings import Data
 Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is checked before any pixel is decoded
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # nothing else that Pillow would read, or run a program for, by content
 
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a whole file ends with
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -29,7 +31,7 @@ class Decoded:
     sha256: str  # of the original's bytes
     box: tuple[int, int, int, int]  # left, top, right, bottom of what it shows, in pixels of the original
     phash: bytes  # 256 bits, nearly the same for copies of one picture
-    mapping: str = "none"  # how the values became 8 bits: none, percentile, window; and whether they were turned round
+    mapping: str = "none"  # how the values became 8 bits, as `Picture` has it; ends in ", inverted" if turned round
     erased: int = 0  # marks and letters replaced by their ground
     mask: np.ndarray | None = None  # uint8 (size, size): 0, or the number of a structure
 
@@ -46,8 +48,7 @@ def decode(content: bytes, settings: Data, *, view: str | None = None, inverted:
         read: A reader of the source's own format.
 
     Raises:
-        Refused: empty_file, not_an_image, truncated, unsupported, too_small, too_large, constant, not_a_radiograph,
-            not_frontal.
+        Refused: with one of the reasons of `picture.BAD` and `picture.NOT_WANTED`.
     """
     if not content:
         raise Refused("empty_file", "the file holds no bytes")
@@ -88,7 +89,7 @@ def read_picture(content: bytes, settings: Data, scaled: bool = True) -> Picture
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Exception as error:  # Pillow's readers raise many kinds
-        raise Refused("not_an_image", f"starts with {content[:8]!r}; read are DICOM, {', '.join(FORMATS)}") from error
+        raise Refused("not_an_image", f"it is neither DICOM nor {', '.join(FORMATS)}") from error
     width, height = image.size
     check_size(width, height, settings)
     if scaled:
@@ -96,10 +97,14 @@ def read_picture(content: bytes, settings: Data, scaled: bool = True) -> Picture
     try:
         image.load()
     except Exception as error:
-        raise Refused("truncated", str(error)) from error
+        cut = "truncated" in str(error).lower() or ENDS.get(image.format or "", b"") not in content[-1024:]
+        if cut:
+            raise Refused("truncated", "the file ends inside its pixel data") from error
+        raise Refused("decoder_error", f"pixel data of {image.format} cannot be decoded ({type(error).__name__})") \
+            from error
     if image.mode.startswith("I") or image.mode == "F":
         return Picture(Image.fromarray(to_8bit(np.asarray(image, np.float32))), width, height, "percentile")
     try:
         return Picture(image.convert("L"), width, height, "none")
     except ValueError as error:
-        raise Refused("unsupported", str(error)) from error
+        raise Refused("unsupported", f"the colours of mode {image.mode} have no gray") from error

@@ -41,7 +41,7 @@ def label_map(masks: Sequence[dict[str, Any]], names: Sequence[str], decoded: De
         try:
             where = _runs(mask["rle"], *original) if mask["rle"] is not None else _bright(content)
         except Exception as error:  # Pillow's readers and numpy raise many kinds
-            raise Refused("bad_mask", f"{mask['name']} {mask['path'] or 'run lengths'}: {error}") from error
+            raise Refused("bad_mask", f"the mask of {mask['name']} cannot be read ({type(error).__name__})") from error
         labels[square(where, original, decoded.box, len(labels)) > BRIGHT] = names.index(mask["name"]) + 1
     return labels
 
@@ -50,7 +50,7 @@ def _read(mask: dict[str, Any], read: Callable[[str], bytes]) -> bytes:
     try:
         return read(mask["path"])
     except (FileNotFoundError, PermissionError) as error:
-        raise Refused("bad_mask", f"{mask['name']} {mask['path']}: {error}") from error
+        raise Refused("bad_mask", f"the mask of {mask['name']} is not there ({type(error).__name__})") from error
 
 
 def _bright(content: bytes) -> Image.Image:

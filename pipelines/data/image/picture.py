@@ -10,12 +10,42 @@ from PIL import Image
 from pipelines.data.settings import Data
 
 PERCENTILES = (0.5, 99.5)  # of more than 8 bits, mapped to 0 and 255
+BAD = {
+    "empty_file": "the file holds no bytes",
+    "unreadable": "the file is not there, or may not be read",
+    "not_an_image": "neither DICOM, JPEG, PNG, TIFF nor BMP, or a header that describes no image",
+    "truncated": "the file ends inside its pixel data",
+    "bad_header": "a value of the header that the pixels cannot be read without is missing or invalid",
+    "bad_lut": "a look-up table that the gray values cannot be read without is invalid",
+    "no_decoder": "no installed decoder reads the compression",
+    "decoder_error": "a decoder failed on pixel data of full length",
+    "unsupported": "several frames, or a colour space that has no gray",
+    "too_small": "a side is below data.min_side",
+    "too_large": "more pixels than data.max_pixels",
+    "constant": "all pixels are equal",
+    "bad_mask": "a mask cannot be read, or is not of the image's size",
+    "decoder_failed": "an error that none of these names: a defect of a reader",
+}
+NOT_WANTED = {
+    "duplicate": "an equal or nearly equal image is kept",
+    "not_frontal": "not a frontal view, and data.frontal=true",
+    "not_an_image_object": "a DICOM report, presentation state, plan, segmentation or document",
+    "not_a_radiograph": "of another modality: CT, MR, angiography, mammography, visible light, …",
+    "not_for_presentation": "raw detector data: FOR PROCESSING",
+    "not_a_chest": "of another part of the body, and data.chest_only=true",
+}
 
 
 class Refused(Exception):
-    """This image cannot be used.  `reason` is one of a short list to count by; the text says more."""
+    """This image cannot be used, or is not wanted.
+
+    Args:
+        reason: a key of BAD or NOT_WANTED, to count by.
+        detail: what was found; it names no path, and quotes no text of the file or its header.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
+        assert reason in BAD or reason in NOT_WANTED, reason
         super().__init__(detail)
         self.reason = reason
 
@@ -27,7 +57,8 @@ class Picture:
     image: Image.Image  # mode L; a JPEG may have been scaled down on the way
     width: int  # pixels of the original
     height: int
-    mapping: str  # how its values became 8 bits: none, percentile, window (the file's own, then percentile)
+    mapping: str  # how its values became 8 bits: none; percentile; window (the file's own, then percentile);
+    #               percentile (window invalid), percentile (window saturates): its own window could not be used
 
 
 def check_size(width: int, height: int, settings: Data) -> None:

@@ -75,7 +75,7 @@ class Bimcv(Published):
             header = connect(folder).read_json(beside) or {}
             inverted = "MONOCHROME1" in header.get(PHOTOMETRIC, {}).get("Value", [])
         except (RuntimeError, ValueError, AttributeError) as error:
-            raise Refused("not_an_image", f"{beside}, which tells its polarity, cannot be read: {error}") from error
+            raise Refused("not_an_image", "the JSON file that tells its polarity cannot be read") from error
         return super().load(row, settings, inverted=inverted, **options)
 
 

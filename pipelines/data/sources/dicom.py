@@ -1,7 +1,8 @@
 """Any tree of DICOM files, with or without a suffix: patient, study and view are what the header says.
 
 A file counts as DICOM by its first bytes, or by the suffix .dcm or .dicom. One whose header cannot be read is listed
-too, for decoding to refuse with a reason. DICOMDIR is left out.
+too, for decoding to refuse with a reason; one whose header says that it is not wanted (`image.dicom_filter`) is listed
+with that reason, and its pixels are never read. DICOMDIR is left out.
 """
 
 from __future__ import annotations
@@ -9,9 +10,16 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
+from cluster.storage import Folder
+from pipelines.data.image import dicom_filter
+from pipelines.data.image.picture import Refused
 from pipelines.data.public_set import Card, Image, Published, Tree
 from pipelines.data.settings import Data
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 CARD = Card(
     title="DICOM archive",
@@ -28,7 +36,7 @@ THREADS = 16
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
     """Labels and splits are not told."""
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda path: _image(tree, path), tree.files)
+        found = pool.map(lambda path: described(tree.folder, path, settings), tree.files)
         yield from (image for image in found if image)
 
 
@@ -38,24 +46,45 @@ class _Stream(io.BufferedReader):
     name = ""  # pydicom asks for it
 
 
-def _image(tree: Tree, path: str) -> Image | None:
+def described(folder: Folder, path: str, settings: Data) -> Image | None:
+    """What the header of one file says, or None where the file is no DICOM object.
+
+    Args:
+        folder: that the path is relative to.
+        path: of the file.
+        settings: which objects are wanted.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     from pipelines.data.image.dicom import read_header
 
     if path.rsplit("/", 1)[-1].upper() == "DICOMDIR":
         return None
-    try:
-        with tree.folder.filesystem.open_input_file(f"{tree.folder.path}/{path}") as file:
-            stream = _Stream(file, 1 << 16)
-            head = stream.read(132)
-            if not (head[128:] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00")  # the first group, with no head
-                    or path.lower().endswith((".dcm", ".dicom"))):
-                return None
-            stream.seek(0)
-            header = read_header(stream, stop_before_pixels=True, specific_tags=TAGS)
+    with folder.filesystem.open_input_file(f"{folder.path}/{path}") as file:
+        stream = _Stream(file, 1 << 16)
+        head = stream.read(132)
+        if not (head[128:] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00")  # the first group, with no head
+                or path.lower().endswith((".dcm", ".dicom"))):
+            return None
+        stream.seek(0)
+        try:
+            header = read_header(stream, stop_before_pixels=True, specific_tags=[*TAGS, *dicom_filter.TAGS])
             patient, study, view = (str(header.get(tag) or "").strip() or None for tag in TAGS)
-    except Exception:  # pydicom raises many kinds
-        return Image(path)
-    return Image(path, patient=patient, study=study, view=VIEWS.get(view.upper(), view.upper()) if view else None)
+            return Image(path, patient=patient, study=study, refused=_refused(header, settings),
+                         view=VIEWS.get(view.upper(), view.upper()) if view else None)
+        except OSError:  # the storage's, not this file's: without its header it would count as another patient's
+            raise
+        except Exception:  # pydicom's parser raises many kinds
+            return Image(path)
+
+
+def _refused(header: Dataset, settings: Data) -> str | None:
+    try:
+        dicom_filter.refuse_unwanted(header, settings)
+    except Refused as refused:
+        return refused.reason
+    return None
 
 
 SOURCE = Published(CARD, images)

@@ -3,6 +3,8 @@
 Labels are the text of a Python list, with stray blanks; "normal", "exclude", "suboptimal study" and "unchanged" are
 among them. PadChest-GR has 4,555 of the images, a master_table.csv with a row per image and label (what is there, or
 "Normal"), and an official split; where both tables are there, its labels and split go before PadChest's.
+
+The PNG files hold the DICOM's stored values: where PhotometricInterpretation_DICOM is MONOCHROME1, air is bright.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
             view=VIEWS.get(projection, projection) or None,
             labels=known.labels if known else listed(labels),
             split=known.split if known else None,
+            inverted=row.get("PhotometricInterpretation_DICOM", "").strip() == "MONOCHROME1",
         )
 
 

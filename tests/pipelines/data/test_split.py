@@ -106,28 +106,11 @@ def test_too_few_patients_are_refused(settings, n):
         split.assign(manifest(people(n, images=5)), settings)
 
 
-def test_identifiers_are_hashed_and_salted_but_the_split_is_not(settings, monkeypatch):
-    rows = people(100, images=2)
-    monkeypatch.delenv("RAYOGRAPH_SALT", raising=False)
-    plain = split.assign(manifest(rows), settings)
-    monkeypatch.setenv("RAYOGRAPH_SALT", "secret")
-    salted = split.assign(manifest(rows), settings)
-    ids, salted_ids = plain["patient_id"].to_pylist(), salted["patient_id"].to_pylist()
-    assert not set(ids) & set(salted_ids)
-    assert plain["split"].equals(salted["split"])
-    for table in (plain, salted):
-        names = table["patient_id"].to_pylist()
-        assert len(set(names)) == 100, "different patients keep different names"
-        assert all(a == b for a, b in zip(names[::2], names[1::2], strict=True))
-        assert not any("patient" in name for name in names)
-        assert "secret" not in str(table.to_pydict())
-
-
 def test_all_other_columns_stay(settings):
     before = manifest(people(10))
     after = split.assign(before, settings)
     assert after.schema.equals(before.schema)
-    for name in set(MANIFEST.names) - {"split", "patient_id"}:
+    for name in set(MANIFEST.names) - {"split"}:
         assert after[name].equals(before[name])
 
 

@@ -1,0 +1,76 @@
+"""Patients' and studies' identifiers as salted hashes, which tell nobody without the salt.
+
+A record number has so few digits that under a known salt all of them are hashed in minutes. The salt is RAYOGRAPH_SALT
+or a random one that is made once for each storage, so that all runs in it agree on who is who. It lies at the top of
+the storage, outside every run, and so in nothing that a run exports or publishes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from cluster.errors import UserError
+from cluster.storage import Folder
+from pipelines.monitor.progress import say
+
+VARIABLE = "RAYOGRAPH_SALT"
+FILE = ".rayograph-salt"  # of a storage; readable by its owner only, where it is a disk's
+RANDOM_BYTES = 32
+HIDDEN = ("patient_id", "study_id")
+
+
+@dataclass(frozen=True)
+class Salt:
+    """A secret that no message shows."""
+
+    secret: str = field(repr=False)
+
+    def hashed(self, identifier: str) -> str:
+        """64 bits in hexadecimal: among 10 million patients two share one with a chance of 3 in a million."""
+        return self._digest(identifier)[:16]
+
+    def check(self) -> str:
+        """Tells one salt from another, and too short to guess a salt by."""
+        return self._digest("which salt is this?")[:4]
+
+    def _digest(self, text: str) -> str:
+        return hashlib.sha256(f"{self.secret}\0{text}".encode()).hexdigest()
+
+
+def salt_of(storage: Folder) -> Salt:
+    """The salt of all runs in a storage, made and kept there where the environment gives none.
+
+    Of several processes that make one at once the first one's stays, and all of them return it.
+
+    Raises:
+        UserError: the file of the salt is damaged.
+    """
+    if given := os.environ.get(VARIABLE):
+        return Salt(given)
+    if not storage.exists(FILE):
+        storage.write(FILE, secrets.token_hex(RANDOM_BYTES).encode(), replace=False, private=True)
+        say(f"identifiers are hashed with the secret in {storage.uri}/{FILE}: keep it as safe as the data; {VARIABLE} "
+            "takes one of your own")
+    secret = storage.read(FILE).decode(errors="replace")
+    if len(secret) != 2 * RANDOM_BYTES:
+        raise UserError(f"{storage.uri}/{FILE} is damaged; put back a copy of it, or remove it to have new identifiers")
+    return Salt(secret)
+
+
+def which_salt() -> str:
+    """Of the fingerprint: a check of the environment's salt; a storage's own never changes."""
+    given = os.environ.get(VARIABLE)
+    return Salt(given).check() if given else "of the storage"
+
+
+def hide(manifest: pa.Table, salt: Salt) -> pa.Table:
+    """The rows with HIDDEN hashed; what is null stays null."""
+    for name in HIDDEN:
+        values = [None if value is None else salt.hashed(value) for value in manifest[name].to_pylist()]
+        manifest = manifest.set_column(manifest.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    return manifest

@@ -1,0 +1,79 @@
+"""Trees of DICOM files, and PadChest, whose table says what its files do not."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster.storage import Folder
+from pipelines.data.image.picture import NOT_WANTED, Refused
+from pipelines.data.sources import find_source
+from pipelines.data.sources.dicom import described
+from pipelines.graph.compose import load_settings
+
+PADCHEST = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
+HEADERS = {  # of /work/shared/data/dicom and the like: patient, view and why it is not wanted
+    "RG1_UNCR.dcm": ("9RG1", "PA", None), "RG1_J2KR.dcm": ("9RG1", "PA", None), "RG1_J2KI.dcm": ("9RG1", "PA", None),
+    "RG1_JLSN.dcm": ("9RG1", "PA", None), "NIH_DX.dcm": ("Covid0000", None, None),
+    "RG3_J2KI.dcm": ("11RG3", "AP", "not_a_chest"), "bad_sequence.dcm": ("b2cbe507f250", None, "not_a_radiograph"),
+    "emri_small_jpeg_2k_lossless_too_short.dcm": (None, None, "not_a_radiograph"),
+    "SC_rgb_16bit.dcm": ("ID1", None, None), "mlut_18.dcm": ("MLUT_nn", None, None),
+    "vlut_04.dcm": ("VLUT_nn", None, None), "OT-PAL-8-face.dcm": (None, None, None),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_headers_of_real_files(real_data):
+    settings, folder = load_settings().data, Folder(str(real_data("dicom")))
+    found = {name: described(folder, name, settings) for name in folder.names(".dcm")}
+    assert {name: (image.patient, image.view, image.refused) for name, image in found.items()} == HEADERS
+    assert found["RG1_UNCR.dcm"].study
+
+
+def test_what_is_not_wanted_is_refused_by_its_header_and_its_pixels_stay_unread(real_data):
+    settings = load_settings("data=dicom", f"data.root={real_data('dicom')}").data
+    source = find_source("dicom")
+    [row] = [row for row in source.manifest(settings, 0).to_pylist() if row["path"] == "RG3_J2KI.dcm"]
+    with pytest.raises(Refused) as refused:
+        source.load(row | {"uri": f"{settings.root}/moved.dcm"}, settings)
+    assert refused.value.reason == "not_a_chest"
+    assert refused.value.reason in NOT_WANTED
+    settings.chest_only = False
+    [row] = [row for row in source.manifest(settings, 0).to_pylist() if row["path"] == "RG3_J2KI.dcm"]
+    assert source.load(row, settings).image.std() > 5
+
+
+def test_a_fault_of_the_storage_is_not_taken_for_another_patient(tmp_path):
+    """A file whose header cannot be fetched must not be listed as a patient of its own."""
+    (tmp_path / "a.dcm").mkdir()
+    with pytest.raises(OSError, match=r"a\.dcm"):
+        described(Folder(str(tmp_path)), "a.dcm", load_settings().data)
+
+
+@pytest.mark.parametrize("interpretations", [("MONOCHROME2", "MONOCHROME1"), ("MONOCHROME2", "MONOCHROME1 "), None])
+def test_padchests_inverted_films_are_turned_round(tmp_path, real_data, interpretations):
+    """Two files of one film, as the detectors of two makers store it."""
+    film = np.asarray(Image.open(real_data("jsrt") / "images" / "JPCLN001.png").convert("L")).astype(np.uint16) * 257
+    (tmp_path / "0").mkdir()
+    for name, values in (("a.png", film), ("b.png", 65535 - film)):
+        Image.fromarray(values).save(tmp_path / "0" / name)
+    rows = [{"ImageID": name, "ImageDir": 0, "StudyID": name, "PatientID": name, "Projection": "PA", "Labels": "[]"}
+            for name in ("a.png", "b.png")]
+    for row, value in zip(rows, interpretations or (), strict=False):
+        row["PhotometricInterpretation_DICOM"] = value
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    (tmp_path / PADCHEST).write_text(text.getvalue())
+    settings = load_settings("data=padchest", f"data.root={tmp_path}", "data.size=64").data
+    source = find_source("padchest")
+    one, other = (source.load(row, settings) for row in source.manifest(settings, 0).to_pylist())
+    difference = np.abs(one.image.astype(int) - other.image).max()
+    if interpretations:
+        assert difference <= 1
+        assert (one.mapping, other.mapping) == ("percentile", "percentile, inverted")
+    else:
+        assert difference > 100, "nothing tells"
