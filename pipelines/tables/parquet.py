@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -79,6 +80,13 @@ def tensor_columns(folder: Folder) -> dict[str, tuple[int, ...]]:
     with folder.filesystem.open_input_file(f"{folder.path}/{folder.names('.parquet')[0]}") as file:
         return {field.name: tuple(field.type.shape) for field in pq.read_schema(file)
                 if isinstance(field.type, pa.FixedShapeTensorType)}
+
+
+def mask_structures(folder: Folder) -> list[str]:
+    """Names of the channels of a latents table's mask; empty where it has none."""
+    with folder.filesystem.open_input_file(f"{folder.path}/{folder.names('.parquet')[0]}") as file:
+        schema = pq.read_schema(file)
+    return json.loads(schema.field("mask").metadata[b"structures"]) if "mask" in schema.names else []
 
 
 def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], split: str,

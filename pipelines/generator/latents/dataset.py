@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from cluster.storage import Folder
-from pipelines.data.labels import known_labels, multi_hot
+from pipelines.data.labels import STATES, known_labels, label_states
 from pipelines.generator.latents.node_cache import read_once
 from pipelines.learning.order import Order, batches
-from pipelines.tables.parquet import read_table, read_tensors, tensor_columns
+from pipelines.tables.parquet import mask_structures, read_table, read_tensors, tensor_columns
 
 AHEAD = 2  # batches prepared before they are asked for
 
@@ -29,7 +29,7 @@ class Batch:
     stop: int
     mean: Tensor  # float32 (B, c, h, w)
     logvar: Tensor  # float32 (B, c, h, w)
-    given: dict[str, Tensor]  # float32 (B, ...): the conditions by name, labels multi-hot
+    given: dict[str, Tensor]  # float32 (B, ...): the conditions by name, labels as 1, 0, or -1 where unknown
 
     def __len__(self) -> int:
         """Images in all shares."""
@@ -46,7 +46,8 @@ class LatentSpec:
 
     latent: tuple[int, int, int]  # channels, height, width
     shapes: dict[str, tuple[int, ...]]  # of each condition but the labels
-    labels: list[str]  # known in the train split
+    labels: list[str]  # findings present in the train split
+    structures: list[str]  # channels of the mask
 
 
 def latent_spec(folder: Folder) -> LatentSpec:
@@ -54,11 +55,12 @@ def latent_spec(folder: Folder) -> LatentSpec:
     shapes = tensor_columns(folder)
     latent = shapes.pop("latent_mean")
     shapes.pop("latent_logvar")
-    return LatentSpec((latent[0], latent[1], latent[2]), shapes, known_labels(read_table(folder, ["labels"], "train")))
+    labels = known_labels(read_table(folder, ["labels"], "train"))
+    return LatentSpec((latent[0], latent[1], latent[2]), shapes, labels, mask_structures(folder))
 
 
 class Reader:
-    """One split of a latents table, its multi-hot columns those of `labels`.
+    """One split of a latents table, with the states of the findings `labels`.
 
     Args:
         conditions: names of those to read.
@@ -68,11 +70,11 @@ class Reader:
     def __init__(self, folder: Folder, seed: int, labels: list[str], conditions: Collection[str],
                  split: str = "train", run: Folder | None = None) -> None:
         columns = ["latent_mean", "latent_logvar", *(name for name in tensor_columns(folder) if name in conditions)]
-        wanted = (folder, columns, ["image_id", "labels"], split)
+        wanted = (folder, columns, ["image_id", *STATES], split)
         self.given, table = read_once(run, *wanted) if run else read_tensors(*wanted)
         self.mean, self.logvar = self.given.pop("latent_mean"), self.given.pop("latent_logvar")
         self.image_ids = table["image_id"]
-        self.given["labels"] = multi_hot(table, labels)
+        self.given["labels"] = label_states(table, labels)
         self.seed, self.order = seed, Order(table.num_rows, seed)
         self.waited = 0.0  # seconds that batches() kept its caller waiting
 

@@ -6,6 +6,7 @@ Ray Data reads and decodes on CPUs, encodes in an actor pool that keeps the netw
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import pyarrow as pa
 from cluster.errors import UserError
 from cluster.session import Resources
 from cluster.storage import Folder
+from pipelines.data.labels import STATES
+from pipelines.data.structures import is_outlined, values
 from pipelines.generator.settings import Latents
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import bar
@@ -22,7 +25,7 @@ from pipelines.tables.parquet import read_shard, row_count, shard_name, tensors,
 from pipelines.tables.schemas import latents_schema
 from pipelines.tables.streaming import shard_numbers, stream
 
-KEPT = ("image_id", "patient_id", "labels", "split")
+KEPT = ("image_id", "patient_id", *STATES, "split")
 ACTORS = 8  # without GPUs, at most: each holds both networks and torch
 
 
@@ -40,7 +43,7 @@ def latents(stage: Stage) -> Metrics:
     with bar("latents", total) as shown:
         shown.to(sum(row_count(out, name) for name in done))
         encoding = encode_operator(encode, stage.resources, len(blocks))
-        speed = stream(blocks, [(Read(images, stage.section(Latents).masks), {}), encoding, (Write(out), {})], shown)
+        speed = stream(blocks, [(Read(images, stage.section(Latents).masks), {}), encoding, (Write(out, stage.section(Latents).masks), {})], shown)
     statistics = channel_statistics(out)
     assert statistics["images"] == total, f"{statistics['images']} latents of {total} images"
     return statistics | {"key": key} | ({"images_per_second": speed} if speed else {})
@@ -105,12 +108,12 @@ def _give_up_after_3() -> dict[str, int]:
 class Read:
     """Ray Data operator: the number of a shard to its decoded images, and masks where wanted, uint8."""
 
-    def __init__(self, images: Folder, masks: int) -> None:
+    def __init__(self, images: Folder, masks: Sequence[str]) -> None:
         self.images, self.masks = images, masks
 
     def __call__(self, block: pa.Table) -> pa.Table:
         index = block["shard"][0].as_py()
-        table = read_shard(self.images, shard_name(index), ["image", *KEPT, *(["mask"] if self.masks else [])])
+        table = read_shard(self.images, shard_name(index), ["image", *KEPT, *(["mask", "structures"] if self.masks else [])])
         decoded = pixels(table)
         flat = pa.array([image.tobytes() for image in decoded], pa.binary())
         side = pa.array([decoded.shape[-1]] * len(decoded), pa.int32())
@@ -119,6 +122,7 @@ class Read:
         if self.masks:
             maps = [None if mask["bytes"].as_py() is None else picture(mask).tobytes() for mask in table["mask"]]
             kept = kept.append_column("mask", pa.array(maps, pa.binary()))
+            kept = kept.append_column("structures", table["structures"])
         return kept.append_column("pixels", flat).append_column("side", side).append_column("shard", shard)
 
 
@@ -151,8 +155,8 @@ class Encoding:
         found = self._posteriors(images) | self._embeddings(images)
         if self.settings.masks:
             latent = found["latent_mean"].shape[-1]
-            found["mask"] = np.stack([mask_planes(row.as_py(), side, latent, self.settings.masks)
-                                      for row in block["mask"]])
+            found["mask"] = np.stack([mask_planes(mask.as_py(), outlined.as_py() or (), side, latent, self.settings.masks)
+                                      for mask, outlined in zip(block["mask"], block["structures"], strict=True)])
         table = block.select([*KEPT, "shard"])
         for name, values in found.items():
             table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values)))
@@ -181,31 +185,32 @@ class Encoding:
         return {"latent_mean": torch.cat(means).cpu().numpy(), "latent_logvar": torch.cat(logvars).cpu().numpy()}
 
 
-def mask_planes(mask: bytes | None, side: int, latent: int, structures: int) -> np.ndarray:
+def mask_planes(mask: bytes | None, outlined: Collection[str], side: int, latent: int,
+                structures: Sequence[str]) -> np.ndarray:
     """Share of each structure in the area of each place of the latent: float16 (structures, latent, latent).
 
-    -1 everywhere without a mask.  Raises UserError when the mask knows more structures.
+    A structure that is not `outlined` in the image is -1 everywhere: unknown, not empty.
     """
-    if mask is None:
-        return np.full((structures, latent, latent), -1, np.float16)
-    numbers = np.frombuffer(mask, np.uint8).reshape(side, side)
-    if numbers.max() > structures:
-        raise UserError(f"latents.masks={structures}: there is a mask with the structure {numbers.max()}")
-    planes = numbers == np.arange(1, structures + 1)[:, None, None]
+    planes = np.full((len(structures), latent, latent), -1, np.float16)
+    numbers = np.frombuffer(mask or b"", np.uint8).reshape(-1, side)
     step = side // latent
-    return planes.reshape(structures, latent, step, latent, step).mean((2, 4)).astype(np.float16)
+    for plane, structure in zip(planes, structures, strict=True):
+        if is_outlined(structure, outlined):
+            inside = np.isin(numbers, values(structure))
+            plane[:] = inside.reshape(latent, step, latent, step).mean((1, 3))
+    return planes
 
 
 class Write:
     """Ray Data operator: commit one encoded shard."""
 
-    def __init__(self, out: Folder) -> None:
-        self.out = out
+    def __init__(self, out: Folder, structures: Sequence[str]) -> None:
+        self.out, self.structures = out, structures
 
     def __call__(self, block: pa.Table) -> pa.Table:
         shape = {field.name: tuple(field.type.shape) for field in block.schema
                  if isinstance(field.type, pa.FixedShapeTensorType)}
         schema = latents_schema(shape["latent_mean"], shape["embedding"][0], shape.get("patches", (0,))[0],
-                                shape.get("mask", (0,))[0])
+                                self.structures)
         write_shard(self.out, block["shard"][0].as_py(), block.select(schema.names).cast(schema), replace=False)
         return pa.table({"rows": [block.num_rows]})
