@@ -5,9 +5,9 @@ mapped to the finding that contains it ("laminar atelectasis" is Atelectasis). W
 
 A finding of an image is present or absent where its set says so, and otherwise unknown. A set whose readers assessed
 every image for a list of findings denies what they did not mark. The text-mined labels of CheXpert, MIMIC-CXR and BRAX
-are blank where a report does not mention a finding, and -1 where it is uncertain: both are unknown (U-Ignore, Irvin et
-al. 2019, doi:10.1609/aaai.v33i01.3301590), and "No Finding" denies the others but Support Devices, as in TorchXRayVision
-(Cohen et al. 2022, arXiv:2111.00595).
+are blank where a report does not mention a finding, and -1 where it is uncertain: both are unknown (for -1 U-Ignore,
+Irvin et al. 2019, doi:10.1609/aaai.v33i01.3301590), and "No Finding" denies the others but Support Devices, all as in
+TorchXRayVision (Cohen et al. 2022, arXiv:2111.00595).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def canonical(label: str, source: str) -> tuple[str, ...]:
 
 def states(source: str, present: Iterable[str], uncertain: Iterable[str] = (), absent: Iterable[str] = (),
            assessed: Iterable[str] = ()) -> dict[str, list[str]]:
-    """The columns `labels` (present), `absent` and `uncertain` of an image; no finding is in two, all others are unknown.
+    """The columns `labels` (present), `absent` and `uncertain` of an image; no finding is in two of them.
 
     Args:
         source: Whose spellings these are.

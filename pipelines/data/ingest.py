@@ -49,7 +49,7 @@ LISTED = "manifest.json"  # marks the manifest as whole
 
 
 def ingest(stage: Stage) -> Metrics:
-    """Returns the counts of images, refused images and patients, by split and by finding, the label report, and images/s."""
+    """Returns counts of images, refused images and patients, by split and finding, the label report, and images/s."""
     data = stage.section(Data)
     images, quarantine, manifest = (stage.folder / name for name in ("images", "quarantine", "manifest"))
     rows = write_manifest(stage, manifest)

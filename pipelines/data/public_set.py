@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pipelines.data.image.picture import Picture
 
 TRAIN_ONLY = "train only"
-"""Split of an image of the owner's test part whose labels are not given out: train, as it would test nothing, unless its
-patient is held out for another image."""
+"""Split of an image of the owner's test part whose labels are not given out, which would test nothing: train, unless
+its patient is held out for another image."""
 
 
 @dataclass(frozen=True)

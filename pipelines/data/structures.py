@@ -12,7 +12,7 @@ PARTS = {"lungs": ("left_lung", "right_lung")}
 """Structures that are also the union of others."""
 
 
-def values(structure: str) -> tuple[int, ...]:
+def pixel_values(structure: str) -> tuple[int, ...]:
     """Values of the pixels that belong to a structure, those of its parts included."""
     return STRUCTURES[structure], *(STRUCTURES[part] for part in PARTS.get(structure, ()))
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
+from pipelines.data.structures import STRUCTURES
 from pipelines.graph.fields import execution, fraction, positive, require
 from pipelines.learning.settings import Fitting
 

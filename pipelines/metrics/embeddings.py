@@ -17,9 +17,17 @@ def effective_rank(embeddings: Tensor) -> float:
 
 
 def knn_auc(train: Tensor, train_targets: Tensor, query: Tensor, targets: Tensor) -> float:
-    """Macro AUC of the share of positive labels among the nearest training images."""
+    """Macro AUC of the share of positive labels among the nearest training images whose label is known.
+
+    Args:
+        train, query: embeddings (N, D) and (M, D).
+        train_targets, targets: int (N, L) and (M, L): 1, 0, or -1 where the label is unknown, which counts nowhere.
+            Every label is both 1 and 0 somewhere in `targets`.
+    """
     from torchmetrics.functional.classification import multilabel_auroc
 
     nearest = (F.normalize(query, dim=1) @ F.normalize(train, dim=1).T).topk(min(NEIGHBOURS, len(train))).indices
-    scores = train_targets[nearest].mean(1)
-    return round(multilabel_auroc(scores, targets.int(), num_labels=targets.shape[1]).item(), 4)
+    found = train_targets[nearest]  # (M, neighbours, L)
+    known = (found >= 0).sum(1)
+    scores = torch.where(known > 0, (found > 0).sum(1) / known.clamp(min=1), 0.5)
+    return round(multilabel_auroc(scores, targets.int(), num_labels=targets.shape[1], ignore_index=-1).item(), 4)

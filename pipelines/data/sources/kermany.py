@@ -28,7 +28,7 @@ CAUSE = re.compile(r"bacteria|virus")
 
 
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
-    """All are AP. The second label of pneumonia is its cause, bacteria or virus; both are uncertain where none is told."""
+    """All are AP. The second label of pneumonia is its cause; bacteria and virus are uncertain where it is not told."""
     seen = set()
     for path in tree.pictures:
         split, finding, name = place = ("", "", *path.split("/"))[-3:]

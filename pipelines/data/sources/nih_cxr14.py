@@ -19,7 +19,7 @@ CARD = Card(
 
 
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
-    """Findings are joined by `|`, with "No Finding" among them where there is none; one of the 14 not listed is absent."""
+    """Findings are joined by `|`, or "No Finding" where there is none; of the 14 what is not listed is absent."""
     test = set(tree.folder.read(tree.find("test_list.txt")).decode().split())
     for row in tree.table("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"):
         name, findings, patient, follow_up, view = (

@@ -53,4 +53,5 @@ def load(row: Mapping[str, Any], settings: Data) -> Decoded:
     sides = np.where(film.left, STRUCTURES["left_lung"], STRUCTURES["right_lung"])
     mask = np.where(film.heart, STRUCTURES["heart"], np.where(film.lungs, sides, 0)).astype(np.uint8)
     return Decoded(film.image, size, size, hashlib.sha256(film.image.tobytes()).hexdigest(), (0, 0, size, size),
-                   perceptual_hash(Image.fromarray(film.image)), mask=mask, structures=("left_lung", "right_lung", "heart"))
+                   perceptual_hash(Image.fromarray(film.image)), mask=mask,
+                   structures=("left_lung", "right_lung", "heart"))

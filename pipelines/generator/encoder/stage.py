@@ -14,7 +14,7 @@ import torch
 from cluster.session import device
 from cluster.storage import Folder
 from cluster.tasks import compute
-from pipelines.data.labels import known_labels, multi_hot
+from pipelines.data.labels import ABSENT, PRESENT, STATES, known_labels, label_states
 from pipelines.data.split import check_filled
 from pipelines.generator.encoder.dino import Dino
 from pipelines.generator.encoder.vit import embed, from_timm, whole_patches
@@ -42,7 +42,7 @@ def encoder(stage: Stage) -> Metrics:
 
 def train_encoder(folder: Folder, table: Folder, settings: EncoderSettings, size: int, seed: int) -> Metrics:
     torch.manual_seed(seed)
-    rows = {split: read_table(table, ["image", "labels"], split) for split in ("train", "val")}
+    rows = {split: read_table(table, ["image", *STATES], split) for split in ("train", "val")}
     train = pixels(rows["train"])
     if settings.pretrained:
         model = from_timm(settings.pretrained, size).to(device())
@@ -60,8 +60,8 @@ def train_encoder(folder: Folder, table: Folder, settings: EncoderSettings, size
     metrics: Metrics = {"dim": model.embedding_dim, "effective_rank": round(effective_rank(found["train"]), 2)}
     labels = known_labels(rows["train"])
     if labels:
-        targets = {split: torch.from_numpy(multi_hot(rows[split], labels)) for split in rows}
-        judged = [k for k in range(len(labels)) if 0 < targets["val"][:, k].sum() < len(targets["val"])]
+        targets = {split: torch.from_numpy(label_states(rows[split], labels)) for split in rows}
+        judged = [k for k in range(len(labels)) if {ABSENT, PRESENT} <= set(targets["val"][:, k].tolist())]
         if judged:
             metrics["knn_auc"] = knn_auc(found["train"], targets["train"][:, judged], found["val"],
                                          targets["val"][:, judged])

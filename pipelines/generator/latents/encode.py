@@ -16,7 +16,7 @@ from cluster.errors import UserError
 from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.data.labels import STATES
-from pipelines.data.structures import is_outlined, values
+from pipelines.data.structures import is_outlined, pixel_values
 from pipelines.generator.settings import Latents
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import bar
@@ -34,7 +34,7 @@ def latents(stage: Stage) -> Metrics:
 
     Raises UserError when the folder holds a part of the latents of other weights.
     """
-    images, out = stage.input("ingest") / "images", stage.folder
+    images, out, masks = stage.input("ingest") / "images", stage.folder, stage.section(Latents).masks
     key = claim(stage)
     done = set(out.names(".parquet"))
     blocks = shard_numbers([int(name[5:10]) for name in images.names(".parquet") if name not in done])
@@ -43,7 +43,7 @@ def latents(stage: Stage) -> Metrics:
     with bar("latents", total) as shown:
         shown.to(sum(row_count(out, name) for name in done))
         encoding = encode_operator(encode, stage.resources, len(blocks))
-        speed = stream(blocks, [(Read(images, stage.section(Latents).masks), {}), encoding, (Write(out, stage.section(Latents).masks), {})], shown)
+        speed = stream(blocks, [(Read(images, masks), {}), encoding, (Write(out, masks), {})], shown)
     statistics = channel_statistics(out)
     assert statistics["images"] == total, f"{statistics['images']} latents of {total} images"
     return statistics | {"key": key} | ({"images_per_second": speed} if speed else {})
@@ -113,7 +113,8 @@ class Read:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         index = block["shard"][0].as_py()
-        table = read_shard(self.images, shard_name(index), ["image", *KEPT, *(["mask", "structures"] if self.masks else [])])
+        columns = ["image", *KEPT, *(["mask", "structures"] if self.masks else [])]
+        table = read_shard(self.images, shard_name(index), columns)
         decoded = pixels(table)
         flat = pa.array([image.tobytes() for image in decoded], pa.binary())
         side = pa.array([decoded.shape[-1]] * len(decoded), pa.int32())
@@ -154,9 +155,10 @@ class Encoding:
         images = np.stack([np.frombuffer(row.as_py(), np.uint8) for row in block["pixels"]]).reshape(-1, 1, side, side)
         found = self._posteriors(images) | self._embeddings(images)
         if self.settings.masks:
-            latent = found["latent_mean"].shape[-1]
-            found["mask"] = np.stack([mask_planes(mask.as_py(), outlined.as_py() or (), side, latent, self.settings.masks)
-                                      for mask, outlined in zip(block["mask"], block["structures"], strict=True)])
+            latent, masks = found["latent_mean"].shape[-1], self.settings.masks
+            outlined = [row.as_py() or () for row in block["structures"]]
+            found["mask"] = np.stack([mask_planes(mask.as_py(), names, side, latent, masks)
+                                      for mask, names in zip(block["mask"], outlined, strict=True)])
         table = block.select([*KEPT, "shard"])
         for name, values in found.items():
             table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values)))
@@ -196,7 +198,7 @@ def mask_planes(mask: bytes | None, outlined: Collection[str], side: int, latent
     step = side // latent
     for plane, structure in zip(planes, structures, strict=True):
         if is_outlined(structure, outlined):
-            inside = np.isin(numbers, values(structure))
+            inside = np.isin(numbers, pixel_values(structure))
             plane[:] = inside.reshape(latent, step, latent, step).mean((1, 3))
     return planes
 

@@ -46,7 +46,8 @@ class Job:
     def denoiser(self, kind: LatentSpec) -> Denoiser:
         """A fresh network for latents of a kind; the same wherever it is built."""
         torch.manual_seed(self.settings.seed)
-        return build(self.settings.denoiser, self.settings.condition, kind.latent, kind.shapes, kind.labels)
+        return build(self.settings.denoiser, self.settings.condition, kind.latent, kind.shapes, kind.labels,
+                     kind.structures)
 
     def normaliser(self, device: str) -> Callable[[Tensor], Tensor]:
         """A function that brings latents (B, c, h, w) on the device to mean 0 and variance 1 by channel."""
@@ -90,7 +91,8 @@ def learn(job: Job, rank: int, world: int, state: dict[str, Tensors], cursor: Cu
     saved, left = cursor.images, False
     with profiler(job.folder, trainer.profile_steps if rank == 0 else 0) as profile, manual_gc() as collect:
         for batch in reader.batches(trainer.images, trainer.batch, cursor.images, rank, world, where):
-            draw = objective.draw((len(batch), *kind.latent), settings.seed, batch.start, rank, world)
+            draw = objective.draw((len(batch), *kind.latent), settings.seed, batch.start, rank, world,
+                                  findings=len(kind.labels))
             losses = accumulate(engine, objective, batch, draw, normalise, world)
             lr = learning_rate(trainer, batch.start)
             taken = engine.step(lr, len(batch), batch.stop, finite_everywhere(losses, world))
