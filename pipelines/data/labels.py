@@ -39,7 +39,7 @@ def label_states(table: pa.Table, findings: Sequence[str]) -> np.ndarray:
 
 
 def label_report(images: Folder) -> Report:
-    """Present, absent and unknown for every source and finding of a table of images, a few shards in memory at a time."""
+    """Present, absent and unknown for every source and finding of a table of images; a few shards in memory at once."""
     total: Counter[str] = Counter()
     stated: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: {name: Counter() for name in STATES})
     with ThreadPoolExecutor(READERS) as pool:

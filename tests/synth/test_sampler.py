@@ -45,10 +45,10 @@ def job(tiny, tmp_path):
     schema = latents_schema((4, 8, 8), WIDTH)
     write_shard(root / "latents", 0, pa.table(
         [[f"id{k}" for k in range(10)], latents, latents, embeddings, ["p"] * 10, [[LABELS[k % 2]] for k in range(10)],
-         ["train"] * 10], schema=schema))
+         [[LABELS[1 - k % 2]] for k in range(10)], ["train"] * 10], schema=schema))
 
-    def make(name: str) -> fanout.Job:
-        return fanout.Job(settings.sample, 7, root / "generator", "revision", root / "latents", root / name)
+    def make(name: str) -> fanout.SamplingJob:
+        return fanout.SamplingJob(settings.sample, 7, root / "generator", "revision", root / "latents", root / name)
 
     return make
 
@@ -80,4 +80,6 @@ def test_the_corpus_is_the_same_for_any_number_of_actors_and_when_one_is_killed(
     first, second = (read_table(folder).to_pylist() for folder in (one.corpus, many.corpus))
     assert first == second
     assert len({row["image_id"] for row in first}) == 48
-    assert all(row["labels"] == [LABELS[int(row["source_image_ids"][0][2:]) % 2]] for row in first)
+    for row in first:
+        sick = int(row["source_image_ids"][0][2:]) % 2
+        assert (row["labels"], row["absent"]) == ([LABELS[sick]], [LABELS[1 - sick]])
