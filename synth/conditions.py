@@ -1,7 +1,7 @@
 """Where on the embedding manifold to sample: a strategy makes the condition of one image from real train images.
 
-A strategy is a function `(pool, rng) -> Condition`. Labels come from the source images, which is what lets a classifier
-learn from the corpus.
+A strategy is a function `(pool, rng) -> Condition`. Labels come from the source images, what is absent or unknown as
+well, which is what lets a classifier learn from the corpus.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 
 from cluster.errors import UserError
 from cluster.storage import Folder
-from pipelines.data.labels import multi_hot
+from pipelines.data.labels import STATES, label_states
 from pipelines.generator.latents.spec import latent_spec
 from pipelines.tables.parquet import read_tensors
 
 
 @dataclass(frozen=True)
 class Condition:
-    given: dict[str, np.ndarray]  # float32 of one image: embedding (D,), labels (L,) multi-hot, patches, mask
+    given: dict[str, np.ndarray]  # float32 of one image: embedding (D,), labels (L,) as 1, 0 or -1, patches, mask
     sources: tuple[str, ...]  # image_id of the real images it was made from
 
 
@@ -29,11 +29,11 @@ class Pool:
 
     def __init__(self, latents: Folder) -> None:
         spec = latent_spec(latents)
-        self.given, table = read_tensors(latents, list(spec.shapes), ["image_id", "labels"], "train")
+        self.given, table = read_tensors(latents, list(spec.shapes), ["image_id", *STATES], "train")
         self.image_ids = table["image_id"].to_pylist()
         self.label_names = spec.labels
-        self.given["labels"] = multi_hot(table, self.label_names)
-        _, self.group = np.unique(self.given["labels"], axis=0, return_inverse=True)  # images with the same labels
+        self.given["labels"] = label_states(table, self.label_names)
+        _, self.group = np.unique(self.given["labels"], axis=0, return_inverse=True)  # of equal labels
 
     def condition(self, row: int) -> Condition:
         return Condition({name: values[row].astype(np.float32) for name, values in self.given.items()},

@@ -19,12 +19,13 @@ import pyarrow as pa
 from cluster.errors import UserError
 from cluster.session import Resources, use_cores
 from cluster.storage import Folder
+from pipelines.data.labels import ABSENT, PRESENT
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import bar, say
 from pipelines.tables.images import png
 from pipelines.tables.parquet import pending_shards, read_columns, shard_count, write_shard
 from pipelines.tables.schemas import CORPUS
-from synth.conditions import find_strategy
+from synth.conditions import Condition, find_strategy
 from synth.settings import Sample
 
 MAX_ATTEMPTS = 3  # of one shard, each ended by the death of its actor
@@ -96,8 +97,8 @@ class Worker:
         rows = [{
             "image_id": hashlib.sha256(image.tobytes()).hexdigest()[:32],
             "image": png(image),
-            "labels": [name for name, holds in zip(self.pool.label_names, condition.given["labels"], strict=True)
-                       if holds],
+            "labels": self._findings(condition, PRESENT),
+            "absent": self._findings(condition, ABSENT),
             "strategy": job.settings.strategy,
             "source_image_ids": list(condition.sources),
             "seed": job.seed,
@@ -108,6 +109,10 @@ class Worker:
         } for index, image, condition in zip(indices, images, conditions, strict=True)]
         write_shard(job.corpus, shard, pa.Table.from_pylist(rows, schema=CORPUS))
         return len(rows)
+
+    def _findings(self, condition: Condition, state: int) -> list[str]:
+        labels = zip(self.pool.label_names, condition.given["labels"], strict=True)
+        return [name for name, stated in labels if stated == state]
 
 
 def fan_out(job: SamplingJob, shards: list[int], resources: Resources) -> Iterator[int | None]:

@@ -14,7 +14,7 @@ class Finetune(Fitting):
     """Classifiers from real images, from synthetic ones, and from both, judged on real images."""
 
     target: str | None = None
-    """The label to learn; chosen from the labels when null."""
+    """The finding to learn, in any of its spellings; chosen from the labels when null."""
     backbone: Literal["scratch", "encoder"] = "scratch"
     """scratch: a small ResNet on images; encoder: a head on the embeddings of the run's frozen encoder."""
     channels: list[int] = field(default_factory=lambda: [16, 32, 64, 128])

@@ -58,8 +58,7 @@ def fair_draw(paths: Sequence[str], n: int | None) -> list[int]:
     return sorted(drawn[:n])
 
 
-def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, structures: Sequence[str] = (),
-               **options: Any) -> Decoded:
+def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, **options: Any) -> Decoded:
     """Read and decode one file, and its masks if it has any.
 
     Args:
@@ -67,7 +66,6 @@ def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, s
         name: Path of the image.
         row: Of the manifest.
         settings: What to make of it.
-        structures: All structures that the source has masks of.
         options: Further ones of `decode`.
 
     Raises:
@@ -85,7 +83,8 @@ def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, s
         decoded = decode(content, settings, view=row.get("view"), **options)
     if not row.get("masks"):
         return decoded
-    return replace(decoded, mask=label_map(row["masks"], structures, decoded, lambda path: _read(folder, path)))
+    return replace(decoded, mask=label_map(row["masks"], decoded, lambda path: _read(folder, path)),
+                   structures=tuple(dict.fromkeys(mask["name"] for mask in row["masks"])))
 
 
 def _read(folder: str, path: str) -> bytes:

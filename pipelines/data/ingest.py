@@ -21,6 +21,7 @@ from cluster.storage import Folder
 from pipelines.data import identifiers, split
 from pipelines.data.duplicates import groups, joined
 from pipelines.data.image.picture import NOT_WANTED, Refused
+from pipelines.data.labels import label_lines, label_report, present
 from pipelines.data.settings import Data
 from pipelines.data.sources import find_source
 from pipelines.graph.settings import Settings
@@ -47,7 +48,7 @@ LISTED = "manifest.json"  # marks the manifest as whole
 
 
 def ingest(stage: Stage) -> Metrics:
-    """Returns the counts of images, refused images and patients, by split and by label, and images/s."""
+    """Returns counts of images, refused images and patients, by split and finding, the label report, and images/s."""
     data = stage.section(Data)
     images, quarantine, manifest = (stage.folder / name for name in ("images", "quarantine", "manifest"))
     rows = write_manifest(stage, manifest)
@@ -61,6 +62,8 @@ def ingest(stage: Stage) -> Metrics:
         raise RuntimeError(f"{stage.folder.uri} holds {counts['images']} images and {counts['quarantined']} refused "
                            f"ones of {rows}; remove it to have it done again")
     check(counts, quarantine, data)
+    for line in label_lines(counts["label_report"]):
+        say(f"ingest: {line}")
     return counts | {"source": data.source, "size": data.size} | ({"images_per_second": speed} if speed else {})
 
 
@@ -117,7 +120,7 @@ class Decode:
             "image": png(decoded.image),
             "mask": None if decoded.mask is None else png(decoded.mask),
             **{name: getattr(decoded, name)
-               for name in ("width", "height", "sha256", "box", "mapping", "erased", "phash")},
+               for name in ("structures", "width", "height", "sha256", "box", "mapping", "erased", "phash")},
         }
 
 
@@ -202,14 +205,15 @@ def decide(images: Folder, settings: Data) -> pa.Table:
 
 
 def summarise(images: Folder, quarantine: Folder) -> Metrics:
-    table = read_columns(images, ["split", "patient_id", "labels"])
+    table, report = read_columns(images, ["split", "patient_id"]), label_report(images)
     reasons = Counter(read_columns(quarantine, ["reason"])["reason"].to_pylist()) if quarantine.names() else Counter()
     return {
         "images": table.num_rows,
         "quarantined": sum(reasons.values()),
         "patients": len(set(table["patient_id"].to_pylist())),
         "splits": dict(Counter(table["split"].to_pylist())),
-        "labels": dict(Counter(label for labels in table["labels"].to_pylist() for label in labels)),
+        "labels": present(report),
+        "label_report": report,
         "reasons": dict(reasons),
     }
 

@@ -1,25 +1,89 @@
-"""Labels of a table: their names, and which image has which."""
+"""Findings of a table of images: their names, their states, and how many of each a source has."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.storage import Folder
+from pipelines.data.findings import FINDINGS
+from pipelines.tables.parquet import READERS, read_shard
+
+PRESENT, ABSENT, UNKNOWN = 1, 0, -1
+STATES = ("labels", "absent")  # the columns that tell them
+
+Report = dict[str, dict[str, Any]]  # by source: `images`, and `findings`: by finding the images in each of its states
+
 
 def known_labels(table: pa.Table) -> list[str]:
-    """The distinct labels of a table, sorted."""
+    """The findings that are present in an image of the table or more, sorted."""
     return sorted(pc.unique(pc.list_flatten(table["labels"]).drop_null()).to_pylist())
 
 
-def multi_hot(table: pa.Table, labels: Sequence[str]) -> np.ndarray:
-    """The labels column as float32 (N, len(labels)); other labels than these are left out."""
-    hot = np.zeros((table.num_rows, len(labels)), np.float32)
-    column = table["labels"].combine_chunks()
-    if len(column) and labels:
-        index = pc.index_in(pc.list_flatten(column), pa.array(labels, pa.string()))
-        known = np.asarray(index.is_valid())
-        hot[np.asarray(pc.list_parent_indices(column))[known], np.asarray(index.drop_null())] = 1
-    return hot
+def label_states(table: pa.Table, findings: Sequence[str]) -> np.ndarray:
+    """States of `findings` in the columns `labels` and `absent`, int8 (N, len(findings)): 1, 0, or -1 where unknown."""
+    states = np.full((table.num_rows, len(findings)), UNKNOWN, np.int8)
+    for name, state in (("absent", ABSENT), ("labels", PRESENT)):
+        column = table[name].combine_chunks()
+        if len(column) and findings:
+            index = pc.index_in(pc.list_flatten(column), pa.array(findings, pa.string()))
+            known = np.asarray(index.is_valid())
+            states[np.asarray(pc.list_parent_indices(column))[known], np.asarray(index.drop_null())] = state
+    return states
+
+
+def label_report(images: Folder) -> Report:
+    """Present, absent and unknown for every source and finding of a table of images; a few shards in memory at once."""
+    total: Counter[str] = Counter()
+    stated: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: {name: Counter() for name in STATES})
+    with ThreadPoolExecutor(READERS) as pool:
+        for images_of, findings_of in pool.map(lambda name: _count(images, name), images.names(".parquet")):
+            total.update(images_of)
+            for (source, column), counts in findings_of.items():
+                stated[source][column].update(counts)
+    order = {finding: k for k, finding in enumerate(FINDINGS)}
+    return {source: {"images": n, "findings": {
+        finding: {"present": stated[source]["labels"][finding], "absent": stated[source]["absent"][finding],
+                  "unknown": n - stated[source]["labels"][finding] - stated[source]["absent"][finding]}
+        for finding in sorted({*stated[source]["labels"], *stated[source]["absent"]},
+                              key=lambda finding: (order.get(finding, len(order)), finding))}}
+        for source, n in sorted(total.items())}
+
+
+def _count(images: Folder, shard: str) -> tuple[Counter[str], dict[tuple[str, str], Counter[str]]]:
+    """Images by source, and by source and column the images of each finding, of one shard."""
+    table = read_shard(images, shard, ["source", *STATES])
+    found = {}
+    for source in pc.unique(table["source"]).to_pylist():
+        part = table.filter(pc.field("source") == source)
+        for column in STATES:
+            counts = pc.value_counts(pc.list_flatten(part[column].combine_chunks()))
+            found[source, column] = Counter({row["values"]: row["counts"] for row in counts.to_pylist()})
+    return Counter(table["source"].to_pylist()), found
+
+
+def present(report: Report) -> dict[str, int]:
+    """Images of each finding that is present in any, over all sources, the most frequent first."""
+    total: Counter[str] = Counter()
+    for source in report.values():
+        total.update({finding: counts["present"] for finding, counts in source["findings"].items()})
+    return {finding: n for finding, n in total.most_common() if n}
+
+
+def label_lines(report: Mapping[str, Any], most: int = 12) -> list[str]:
+    """A label report as lines of text: of each source its `most` frequent findings."""
+    lines = []
+    for source, counts in report.items():
+        findings = sorted(counts["findings"].items(), key=lambda item: -item[1]["present"])
+        lines.append(f"{source:<32} {'present':>9} {'absent':>9} {'unknown':>9}   of {counts['images']:,} images"
+                     if findings else f"{source}: {counts['images']:,} images without labels")
+        lines += [f"  {finding:<30} {states['present']:>9,} {states['absent']:>9,} {states['unknown']:>9,}"
+                  for finding, states in findings[:most]]
+        lines += [f"  and {len(findings) - most} more findings (stage.json)"] if len(findings) > most else []
+    return lines

@@ -57,11 +57,13 @@ TEXTURE_KNOTS = 20
 class Phantom:
     """One radiograph: `image` uint8 (size, size), masks bool (size, size).
 
-    `lungs` are the whole lung fields, consolidated or fluid-filled parts included, outside the heart silhouette.
+    `lungs` are the whole lung fields, consolidated or fluid-filled parts included, outside the heart silhouette; `left`
+    is the patient's left half of the picture.
     """
 
     image: np.ndarray
     lungs: np.ndarray
+    left: np.ndarray
     heart: np.ndarray
     labels: tuple[str, ...]
     patient_id: str
@@ -78,7 +80,7 @@ def render(seed: int, index: int, size: int = 64) -> Phantom:
     anatomy = _Anatomy(patient, study, *_patient_frame(patient, study, size))
     grain = np.random.default_rng([seed, *divmod(index, STUDIES_PER_PATIENT), size])
     image = _display(_expose(_attenuation(anatomy), study, grain), anatomy.lungs, study)
-    return Phantom(image, anatomy.lungs, anatomy.heart, *_identity(seed, index, patient, study))
+    return Phantom(image, anatomy.lungs, anatomy.left > 0, anatomy.heart, *_identity(seed, index, patient, study))
 
 
 def describe(seed: int, index: int) -> tuple[tuple[str, ...], str, str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from cluster.errors import UserError
 from pipelines.data.files import PICTURES, connect, contents_hash, fair_draw, listing, read_image
+from pipelines.data.findings import states
 from pipelines.data.settings import Data
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
     from pipelines.data.image.decode import Decoded
     from pipelines.data.image.picture import Picture
+
+TRAIN_ONLY = "train only"
+"""Split of an image of the owner's test part whose labels are not given out, which would test nothing: train, unless
+its patient is held out for another image."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Card:
     licence: str
     citation: str
     sign: str | None = None  # what a user must sign or be trained in, if anything
-    masks: tuple[str, ...] = ()  # names of the values 1, 2, … of a mask
+    masks: tuple[str, ...] = ()  # of pipelines.data.structures, those that it outlines
+    assesses: tuple[str, ...] = ()  # findings that every labelled image was read for: absent where not stated
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Mask:
 
     name: str  # one of the card's
     path: str | None = None  # relative to the root
-    rle: str | None = None  # the owner's run-length text, where there is no file
+    rle: str | None = None  # the owner's run-length text, where there is no file; "" where the structure is not there
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,10 @@ class Image:
     study: str | None = None
     view: str | None = None  # PA, AP, LATERAL, or another name of the owner's
     labels: Iterable[str] = ()  # stated as present
+    absent: Iterable[str] = ()  # stated as absent, beside what the card assesses
     uncertain: Iterable[str] = ()  # mentioned, but neither stated nor denied
-    split: str | None = None  # train, val or test, where the owner has an official one
+    labelled: bool = True  # whether the card's assessment holds for it
+    split: str | None = None  # train, val or test, where the owner has an official one; TRAIN_ONLY
     masks: tuple[Mask, ...] = ()
     inverted: bool = False  # air is bright in the file, and the file itself does not say so
     refused: str | None = None  # a reason of `image.picture.NOT_WANTED` that is known without reading the file
@@ -64,7 +72,9 @@ class Findings(TypedDict, total=False):
     """What a row of a label table says: these fields of an `Image`."""
 
     labels: list[str]
+    absent: list[str]
     uncertain: list[str]
+    labelled: bool
 
 
 class Tree:
@@ -201,13 +211,14 @@ class Published:
             raise Refused(reason, f"its header says so: {NOT_WANTED[reason]}")
         root = self._root(settings)
         options = {"inverted": bool(row.get("inverted")), "read": self._read, **options}
-        return read_image(root, row["uri"][len(root) + 1 :], row, settings, self.card.masks, **options)
+        return read_image(root, row["uri"][len(root) + 1 :], row, settings, **options)
 
     def _row(self, tree: Tree, image: Image) -> dict[str, Any]:
         return {
             "source": self.name, "uri": f"{tree.root}/{image.path}", "path": image.path,
             "patient_id": image.patient or image.path, "study_id": image.study, "view": image.view,
-            "labels": list(image.labels), "uncertain": list(image.uncertain), "split": image.split,
+            **states(self.name, image.labels, image.uncertain, image.absent,
+                     self.card.assesses if image.labelled else ()), "split": image.split,
             "masks": [{"name": m.name, "path": m.path, "rle": m.rle} for m in image.masks],
             "inverted": image.inverted, "refused": image.refused,
         }

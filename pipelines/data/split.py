@@ -7,6 +7,7 @@ import hashlib
 import pyarrow as pa
 
 from cluster.errors import UserError
+from pipelines.data.public_set import TRAIN_ONLY
 from pipelines.data.settings import Data
 from pipelines.monitor.progress import say
 from pipelines.tables.schemas import SPLITS
@@ -33,31 +34,34 @@ def assign(manifest: pa.Table, settings: Data) -> pa.Table:
     """Fill `split`; no patient is in two splits.
 
     A source's own split is kept. A patient whom it puts in several goes to the most held-out of them (test, then val).
+    One of whom there are only TRAIN_ONLY images is not drawn into val or test.
     Where the source has no val (or no split), patients are taken by a stable hash of their identifier.
 
     Raises:
         UserError: fewer than three patients.
     """
     patients = manifest["patient_id"].to_pylist()
-    given: dict[str, set[str]] = {}
+    given: dict[str, set[str | None]] = {}
     for patient, split in zip(patients, manifest["split"].to_pylist(), strict=True):
-        given.setdefault(patient, set()).update({split} - {None})
+        given.setdefault(patient, set()).add(split)
     if len(given) < len(SPLITS):
         raise UserError(f"{manifest.num_rows} image(s) of {len(given)} patient(s) in {_where(settings)}: train, val "
                          "and test need one patient each at least")
-    torn = [patient for patient, splits in given.items() if len(splits) > 1]
+    official = {patient: [split for split in SPLITS if split in splits] for patient, splits in given.items()}
+    torn = [patient for patient, splits in official.items() if len(splits) > 1]
     if torn:
         say(f"{len(torn)} patients are in several of the source's splits; each goes to the most held-out one")
-    chosen = {patient: max(splits, key=SPLITS.index) if splits else None for patient, splits in given.items()}
+    chosen = {patient: splits[-1] if splits else TRAIN_ONLY if given[patient] == {TRAIN_ONLY} else None
+              for patient, splits in official.items()}
     home = dict(zip(patients, manifest["source"].to_pylist(), strict=True))
     for source in dict.fromkeys(home.values()):  # of a mix each set is split by itself
         part = {patient: split for patient, split in chosen.items() if home[patient] == source}
         if len(part) < len(SPLITS) and len(part) < len(chosen):
             continue
         for split, share in (("test", settings.test_fraction), ("val", settings.val_fraction)):
-            _hold_out(part, split, share, official=any(given[patient] for patient in part))
+            _hold_out(part, split, share, official=any(official[patient] for patient in part))
         chosen |= part
-    final = {patient: split or "train" for patient, split in chosen.items()}
+    final = {patient: split if split in SPLITS else "train" for patient, split in chosen.items()}
     splits = pa.array([final[patient] for patient in patients], pa.string())
     return manifest.set_column(manifest.schema.get_field_index("split"), "split", splits)
 

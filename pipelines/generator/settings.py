@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
+from pipelines.data.structures import STRUCTURES
 from pipelines.graph.fields import execution, fraction, positive, require
 from pipelines.learning.settings import Fitting
 
@@ -81,14 +82,17 @@ class Latents:
     """Images encoded at a time."""
     patch_grid: int = 0
     """Keep the encoder's patch features, averaged to a grid of this side; 0: none."""
-    masks: int = 0
-    """Keep so many structures of the images' masks, at the latents' size; 0: none."""
+    masks: list[str] = field(default_factory=list)
+    """Structures of the images' masks to keep, at the latents' size: left_lung, right_lung, lungs, heart and others."""
     logvar: bool | None = None
     """Keep the width of the posteriors, half of every latent; null: where it is more than 1 % of the variance."""
 
     def check(self) -> None:
         positive("latents", self, "batch")
-        not_negative("latents", self, "patch_grid", "masks")
+        not_negative("latents", self, "patch_grid")
+        for structure in self.masks:
+            require(structure in STRUCTURES, "latents.masks", structure, f"is none of {', '.join(STRUCTURES)}")
+        require(len(set(self.masks)) == len(self.masks), "latents.masks", self.masks, "names a structure twice")
 
 
 CONDITIONS = ("embedding", "patches", "labels", "mask")
@@ -103,7 +107,7 @@ class Condition:
     patches: bool = False
     """One token for each patch feature (latents.patch_grid)."""
     labels: bool = True
-    """One token for the labels, where the data have any."""
+    """One token for the labels, where the data have any; an image without is given the learned null."""
     mask: bool = False
     """One input channel for each structure of the masks (latents.masks)."""
     drop_all: float = 0.1
@@ -116,6 +120,8 @@ class Condition:
     """Probability of dropping the labels alone."""
     drop_mask: float = 0.05
     """Probability of dropping the mask alone."""
+    hide_findings: float = 0.2
+    """Share of images of which a random part of the findings is made unknown, so that single ones can be asked for."""
 
     @property
     def used(self) -> list[str]:
@@ -126,13 +132,14 @@ class Condition:
 
     def check(self) -> None:
         not_negative("condition", self, "embedding_tokens")
-        fraction("condition", self, "drop_all", *(f"drop_{name}" for name in CONDITIONS))
+        fraction("condition", self, "hide_findings", "drop_all", *(f"drop_{name}" for name in CONDITIONS))
 
     def check_with(self, settings: Any) -> None:
         latents: Latents = settings.latents
         require(latents.patch_grid > 0 or not self.patches, "condition.patches", True,
                 "needs latents.patch_grid above 0")
-        require(latents.masks > 0 or not self.mask, "condition.mask", True, "needs latents.masks above 0")
+        require(len(latents.masks) > 0 or not self.mask, "condition.mask", True,
+                "needs structures in latents.masks, as in latents.masks=[lungs,heart]")
 
 
 @dataclass

@@ -69,14 +69,19 @@ class ImageReader:
     Args:
         parts: tables of images of one size, and the split of each.
         seed: of the order.
-        targets: (N, ...) of all images, in the order of the parts and of their shards; or None.
+        targets: (N, ...) of all images that are used, in the order of the parts and of their shards; or None.
+        used: bool, for every image of the parts; None uses all.
     """
 
-    def __init__(self, parts: Sequence[Part], seed: int, targets: np.ndarray | None = None) -> None:
+    def __init__(self, parts: Sequence[Part], seed: int, targets: np.ndarray | None = None,
+                 used: np.ndarray | None = None) -> None:
         counted = [(folder, name, split, table.num_rows) for folder, split in parts
                    for name, table in column_shards(folder, ["split"] if split else ["image_id"], split).items()]
         self._shards = [(folder, name, split) for folder, name, split, _ in counted]
         rows = np.array([count for *_, count in counted], np.int64)
+        self._used = None if used is None else np.split(used, np.cumsum(rows)[:-1])
+        if self._used is not None:
+            rows = np.array([part.sum() for part in self._used], np.int64)
         self._starts = np.cumsum(rows) - rows
         self.n, self.targets = int(rows.sum()), targets
         assert targets is None or len(targets) == self.n, f"{len(targets)} targets of {self.n} images"
@@ -124,7 +129,8 @@ class ImageReader:
 
     def _encoded(self, shard: int) -> pa.ChunkedArray:
         folder, name, split = self._shards[shard]
-        return read_split(folder, name, ["image"], split)["image"]
+        images = read_split(folder, name, ["image"], split)["image"]
+        return images if self._used is None else images.filter(pa.array(self._used[shard]))
 
     def _load(self, window: Window) -> np.ndarray:
         counts = self._order.shard_rows[window.shards]

@@ -21,19 +21,21 @@ def effective_rank(embeddings: Tensor) -> float:
 
 
 def knn_auc(train: Tensor, train_targets: Tensor, query: Tensor, targets: Tensor) -> float:
-    """Macro AUC of the share of positive labels among the nearest training images, by cosine similarity.
+    """Macro AUC of the share of positive labels among the nearest training images whose label is known.
 
-    Memory is bounded by a block of QUERIES rows of similarities.
+    Neighbours are by cosine similarity; memory is bounded by a block of QUERIES rows of similarities.
 
     Args:
         train: (N, D) embeddings.
-        train_targets: (N, L), 1 where the label holds.
+        train_targets: int (N, L): 1, 0, or -1 where the label is unknown, which counts nowhere.
         query: (M, D) embeddings.
-        targets: (M, L), each column of both classes.
+        targets: int (M, L), each column of both classes.
     """
     from torchmetrics.functional.classification import multilabel_auroc
 
     train, k = F.normalize(train, dim=1), min(NEIGHBOURS, len(train))
     nearest = torch.cat([(block @ train.T).topk(k).indices for block in F.normalize(query, dim=1).split(QUERIES)])
-    scores = train_targets[nearest].mean(1)
-    return round(multilabel_auroc(scores, targets.int(), num_labels=targets.shape[1]).item(), 4)
+    found = train_targets[nearest]  # (M, neighbours, L)
+    known = (found >= 0).sum(1)
+    scores = torch.where(known > 0, (found > 0).sum(1) / known.clamp(min=1), 0.5)
+    return round(multilabel_auroc(scores, targets.int(), num_labels=targets.shape[1], ignore_index=-1).item(), 4)

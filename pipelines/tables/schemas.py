@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -19,8 +20,9 @@ MANIFEST = pa.schema([
     ("patient_id", pa.string()),
     ("study_id", pa.string()),
     ("view", pa.string()),
-    ("labels", pa.list_(pa.string())),
-    ("uncertain", pa.list_(pa.string())),  # labels that the source neither states nor denies
+    ("labels", pa.list_(pa.string())),  # findings that are present; what is in none of these three is unknown
+    ("absent", pa.list_(pa.string())),
+    ("uncertain", pa.list_(pa.string())),  # mentioned, but neither stated nor denied: unknown, too
     ("split", pa.string()),
     ("masks", pa.list_(MASK)),
     ("inverted", pa.bool_()),  # only the source's tables tell that air is bright; null: no
@@ -51,7 +53,8 @@ def _feature(kind: pa.DataType) -> dict:
 IMAGES = with_features(pa.schema([
     ("image_id", pa.string()),
     ("image", IMAGE),
-    ("mask", IMAGE),  # 0, or the number of a structure in the order of its source's card; null where there is none
+    ("mask", IMAGE),  # 0, or the number of a structure in pipelines.data.structures; null where none is outlined
+    ("structures", pa.list_(pa.string())),  # that the mask outlines, also where they take up no pixel
     *(field for field in MANIFEST if field.name not in ONLY_LISTED),
     ("width", pa.int32()),  # pixels of the original
     ("height", pa.int32()),
@@ -65,7 +68,8 @@ IMAGES = with_features(pa.schema([
 CORPUS = with_features(pa.schema([
     ("image_id", pa.string()),
     ("image", IMAGE),
-    ("labels", pa.list_(pa.string())),
+    ("labels", pa.list_(pa.string())),  # findings that the condition states as present
+    ("absent", pa.list_(pa.string())),  # and as absent
     ("strategy", pa.string()),
     ("source_image_ids", pa.list_(pa.string())),
     ("seed", pa.int64()),
@@ -76,7 +80,7 @@ CORPUS = with_features(pa.schema([
 ]))
 
 
-def latents_schema(latent: tuple[int, int, int], embedding: int, patches: int = 0, structures: int = 0,
+def latents_schema(latent: tuple[int, int, int], embedding: int, patches: int = 0, structures: Sequence[str] = (),
                    logvar: bool = True) -> pa.Schema:
     """Schema of one encoded image.
 
@@ -84,8 +88,8 @@ def latents_schema(latent: tuple[int, int, int], embedding: int, patches: int = 
         latent: Channels, height and width of the autoencoder's latent.
         embedding: Width of the encoder's global embedding.
         patches: Patch features of that width; the column is absent where there is none.
-        structures: Of the mask, each a share of the area in [0, 1], or -1 everywhere where the image has no mask; the
-            column is absent where there is none.
+        structures: Channels of the mask (their names are in the column's metadata), each a share of the area in [0, 1],
+            or -1 everywhere where the image does not outline it; the column is absent where there is none.
         logvar: Whether the width of the posteriors is kept.
     """
     tensor = pa.fixed_shape_tensor(pa.float16(), latent)
@@ -96,8 +100,10 @@ def latents_schema(latent: tuple[int, int, int], embedding: int, patches: int = 
         *([("latent_logvar", tensor)] if logvar else []),
         ("embedding", pa.fixed_shape_tensor(pa.float16(), (embedding,))),
         *([("patches", pa.fixed_shape_tensor(pa.float16(), (patches, embedding)))] if patches else []),
-        *([("mask", pa.fixed_shape_tensor(pa.float16(), (structures, *latent[1:])))] if structures else []),
+        *([pa.field("mask", pa.fixed_shape_tensor(pa.float16(), (len(structures), *latent[1:])),
+                    metadata={"structures": json.dumps(list(structures))})] if structures else []),
         ("patient_id", pa.string()),
         ("labels", pa.list_(pa.string())),
+        ("absent", pa.list_(pa.string())),
         ("split", pa.string()),
     ])

@@ -19,7 +19,8 @@ def pool(tmp_path):
     columns = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value.astype(np.float16))
                for name, value in values.items()}
     table = pa.table({"image_id": [f"id{k}" for k in range(N)], **columns, "split": ["train"] * N,
-                      "source": ["s"] * N, "labels": [["sick"] if k % 4 == 0 else [] for k in range(N)]})
+                      "source": ["s"] * N, "labels": [["sick"] if k % 4 == 0 else [] for k in range(N)],
+                      "absent": [["sick"] if k % 4 == 1 else [] for k in range(N)]})
     write_latents(Folder(str(tmp_path)), 0, table)
     write_spec(Folder(str(tmp_path)))
     return Pool(Folder(str(tmp_path)))
@@ -36,8 +37,8 @@ def test_a_condition_is_a_function_of_its_seed_and_carries_its_sources_labels(po
         assert not np.array_equal(first.given[name], other.given[name])
     for seed in range(30):
         condition = strategy(pool, np.random.default_rng(seed))
-        sick = {int(source[2:]) % 4 == 0 for source in condition.sources}
-        assert sick == {bool(condition.given["labels"][0])}
+        states = {{0: 1, 1: 0}.get(int(source[2:]) % 4, -1) for source in condition.sources}
+        assert states == {condition.given["labels"][0]}, "present, absent and unknown do not mix"
 
 
 def test_reconstruction_is_a_real_embedding(pool):

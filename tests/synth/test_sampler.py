@@ -46,7 +46,7 @@ def job(tiny, tmp_path):
     schema = latents_schema((4, 8, 8), WIDTH, logvar=False)
     columns = {"image_id": [f"id{k}" for k in range(10)], "source": ["s"] * 10, "latent_mean": latents,
                "embedding": embeddings, "patient_id": ["p"] * 10, "labels": [[LABELS[k % 2]] for k in range(10)],
-               "split": ["train"] * 10}
+               "absent": [[LABELS[1 - k % 2]] for k in range(10)], "split": ["train"] * 10}
     write_latents(root / "latents", 0, pa.table([columns[name] for name in schema.names], schema=schema))
     write_spec(root / "latents")
 
@@ -83,4 +83,6 @@ def test_the_corpus_is_the_same_for_any_number_of_actors_and_when_one_is_killed(
     first, second = (whole(folder).to_pylist() for folder in (one.corpus, many.corpus))
     assert first == second
     assert len({row["image_id"] for row in first}) == 48
-    assert all(row["labels"] == [LABELS[int(row["source_image_ids"][0][2:]) % 2]] for row in first)
+    for row in first:
+        sick = int(row["source_image_ids"][0][2:]) % 2
+        assert (row["labels"], row["absent"]) == ([LABELS[sick]], [LABELS[1 - sick]])

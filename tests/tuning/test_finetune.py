@@ -20,42 +20,52 @@ from pipelines.tables.parquet import write_shard
 from pipelines.tables.schemas import CORPUS, IMAGES
 from tuning.finetune import stage as module
 from tuning.finetune.classify import best_threshold, probabilities, residual_network, train
-from tuning.finetune.stage import RESULT, choose_target, count, finetune, no_target, one_class
+from tuning.finetune.stage import RESULT, choose_target, count, finetune, load_examples, no_target, one_class
 
 SIDE = 32
 
 
+def states_of(labels, absent=None) -> pa.Table:
+    kind = pa.list_(pa.string())
+    return pa.table({"labels": pa.array(labels, kind), "absent": pa.array(absent or [[]] * len(labels), kind)})
+
+
 @pytest.mark.parametrize(("labels", "wanted", "target"), [
-    ([["NORMAL"], ["NORMAL"], ["PNEUMONIA"]], None, "PNEUMONIA"),
+    ([["No Finding"], ["No Finding"], ["Pneumonia"]], None, "Pneumonia"),
+    ([["No Finding"], ["Pneumonia"]], "PNEUMONIA", "Pneumonia"),
     ([["effusion"], ["effusion"], ["effusion", "Lung Opacity"], []], None, "Lung Opacity"),
     ([["effusion"], ["effusion"], ["nodule"]], None, "effusion"),
     ([["No Finding"], ["No Finding"], ["nodule"]], None, "nodule"),
     ([["0"], ["0"], ["1"]], None, "1"),
-    ([["abnormal"], ["normal"], ["normal"]], None, "abnormal"),
+    ([["abnormal"], ["No Finding"], ["No Finding"]], None, "abnormal"),
     ([["b"], ["a"]], None, "a"),
     ([["effusion"], ["pneumonia"]], "effusion", "effusion"),
     ([["effusion"]], "efusion", None),
-    ([["healthy"], ["healthy"]], None, None),
     ([[], []], None, None),
 ])
 def test_target_is_wanted_or_opacity_like_or_most_frequent_abnormal(labels, wanted, target):
-    assert choose_target(labels, wanted) == target
+    assert choose_target(states_of(labels), wanted) == target
+
+
+def test_a_target_that_is_known_to_be_absent_somewhere_goes_before_one_that_is_not():
+    labels = states_of([["Lung Opacity"], ["Edema"], []], [[], [], ["Edema"]])
+    assert choose_target(labels, None) == "Edema"
 
 
 def test_reason_names_the_labels_there_are():
-    assert "no labels" in no_target([[], []], None)
-    assert no_target([["effusion"], ["edema"]], "efusion") == \
+    assert "no labels" in no_target(states_of([[], []]), None)
+    assert no_target(states_of([["effusion"], ["edema"]]), "efusion") == \
         "finetune.target=efusion is not among the labels (edema, effusion)"
 
 
-@pytest.mark.parametrize(("labels", "reason"), [
-    ([["x"], []], None),
-    ([["x"], ["x"]], "the test split has no image without x"),
-    ([[], ["y"]], "the test split has no image with x"),
-    ([], "the test split has no image with x"),
+@pytest.mark.parametrize(("labels", "absent", "reason"), [
+    ([["x"], []], [[], ["x"]], None),
+    ([["x"], []], [[], []], "the test split has no image known to be without x"),
+    ([[], ["y"]], [["x"], []], "the test split has no image with x"),
+    ([], [], "the test split has no image with x"),
 ])
-def test_a_part_of_one_class_is_named(labels, reason):
-    assert one_class("test", count(labels, "x"), "x") == reason
+def test_a_part_of_one_class_is_named(labels, absent, reason):
+    assert one_class("test", count(states_of(labels, absent), "x"), "x") == reason
 
 
 def test_threshold_has_the_highest_f1():
@@ -91,7 +101,9 @@ def toy_images(n: int, seed: int) -> tuple[list[np.ndarray], list[list[str]]]:
 
 def write_toy(folder: Folder, schema: pa.Schema, n: int, seed: int, shard: int = 0, **same) -> None:
     images, labels = toy_images(n, seed)
-    columns = {"image": [png(image) for image in images], "labels": labels} | {k: [v] * n for k, v in same.items()}
+    absent = [[] if present else ["opacity"] for present in labels]
+    columns = {"image": [png(image) for image in images], "labels": labels, "absent": absent} | {
+        k: [v] * n for k, v in same.items()}
     write_shard(folder, shard, pa.table({field.name: pa.array(columns.get(field.name, [None] * n), field.type)
                                          for field in schema}, schema=schema))
 
@@ -106,6 +118,28 @@ def stage(tiny, monkeypatch) -> Stage:
     return stage
 
 
+def test_images_whose_target_is_unknown_take_part_in_nothing(stage, monkeypatch):
+    """Half of all images are unlabelled, and half of these show the target."""
+    write_corpus(stage)
+    write_toy(stage.input("sample") / "corpus", CORPUS, 40, 5, 1, labels=[], absent=[])
+    for shard, split in enumerate(("train", "val", "test")):
+        write_toy(stage.input("ingest") / "images", IMAGES, 60, 20 + shard, 10 + shard, split=split, labels=["Edema"],
+                  absent=[])
+    seen = {}
+
+    def learn(model, examples, settings, seed, folder):
+        seen[folder.uri.rpartition("/")[2]] = len(examples), int(examples.targets.sum()), settings.images
+
+    monkeypatch.setattr(module, "train", learn)
+    metrics = finetune(stage)
+    assert metrics["target"] == "opacity"
+    assert metrics["n"]["real"] == {"images": 260, "positive": 100, "negative": 100, "unknown": 60}
+    assert metrics["n"]["test"] == {"images": 120, "positive": 30, "negative": 30, "unknown": 60}
+    assert seen == {"real": (200, 100, 800), "synthetic": (100, 50, 800), "mixed": (300, 150, 800)}
+    test = load_examples((stage.input("ingest") / "images", "test"), "opacity", None, 32)
+    assert (len(test), int(test.targets.sum())) == (60, 30), "an unlabelled image is no negative"
+
+
 def write_corpus(stage: Stage, n: int = 100) -> None:
     write_toy(stage.input("sample") / "corpus", CORPUS, n, 9)
 
@@ -114,7 +148,7 @@ def test_all_arms_learn_an_easy_target(stage):
     write_corpus(stage)
     metrics = finetune(stage)
     assert metrics["target"] == "opacity"
-    assert metrics["n"]["synthetic"] == {"images": 100, "positive": 50}
+    assert metrics["n"]["synthetic"] == {"images": 100, "positive": 50, "negative": 50, "unknown": 0}
     assert "skipped" not in metrics
     for arm in ("real", "synthetic", "mixed"):
         assert metrics[arm]["auc"] > 0.9

@@ -34,6 +34,7 @@ class Decoded:
     mapping: str = "none"  # how the values became 8 bits, as `Picture` has it; ends in ", inverted" if turned round
     erased: int = 0  # marks and letters replaced by their ground
     mask: np.ndarray | None = None  # uint8 (size, size): 0, or the number of a structure
+    structures: tuple[str, ...] = ()  # that the mask outlines, also where they take up no pixel
 
 
 def decode(content: bytes, settings: Data, *, view: str | None = None, inverted: bool = False,

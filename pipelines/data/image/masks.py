@@ -1,4 +1,4 @@
-"""A source's masks, files or run lengths, as one map of numbers beside the image: 0, or 1, 2, … in the card's order."""
+"""A source's masks, files or run lengths, as one map of numbers beside the image: 0, or those of `STRUCTURES`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from cluster.errors import UserError
 from pipelines.data.image.clean import square
 from pipelines.data.image.decode import Decoded
 from pipelines.data.image.picture import Refused
+from pipelines.data.structures import STRUCTURES
 
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP")
 BRIGHT = 127  # masks that are JPEG have all grays; above this they mean the structure
 
 
-def label_map(masks: Sequence[dict[str, Any]], names: Sequence[str], decoded: Decoded,
-              read: Callable[[str], bytes]) -> np.ndarray:
+def label_map(masks: Sequence[dict[str, Any]], decoded: Decoded, read: Callable[[str], bytes]) -> np.ndarray:
     """The masks of one image, cut and resized as the image was.
 
     Args:
         masks: Structs of the manifest (name, and path or rle); where two overlap the later one counts.
-        names: All structures of the source; the first has the number 1.
         decoded: The image.
         read: From a mask's path to its file.
 
@@ -42,7 +41,7 @@ def label_map(masks: Sequence[dict[str, Any]], names: Sequence[str], decoded: De
             where = _runs(mask["rle"], *original) if mask["rle"] is not None else _bright(content)
         except Exception as error:  # Pillow's readers and numpy raise many kinds
             raise Refused("bad_mask", f"the mask of {mask['name']} cannot be read ({type(error).__name__})") from error
-        labels[square(where, original, decoded.box, len(labels)) > BRIGHT] = names.index(mask["name"]) + 1
+        labels[square(where, original, decoded.box, len(labels)) > BRIGHT] = STRUCTURES[mask["name"]]
     return labels
 
 

@@ -15,7 +15,8 @@ from pipelines.data.files import connect
 from pipelines.data.image.picture import Refused
 from pipelines.data.public_set import Card, Image, Published, Tree
 from pipelines.data.settings import Data
-from pipelines.data.sources.padchest import listed
+from pipelines.data.sources.padchest import CARD as PADCHEST
+from pipelines.data.sources.padchest import is_reading, listed
 
 if TYPE_CHECKING:
     from pipelines.data.image.decode import Decoded
@@ -27,6 +28,7 @@ CARD = Card(
     licence="BIMCV-COVID19 Dataset Research Use Agreement (research only)",
     citation="de la Iglesia Vayá et al., BIMCV COVID-19+, arXiv:2006.01174",
     sign="BIMCV's research use agreement",
+    assesses=PADCHEST.assesses,
 )
 NAME = re.compile(r"(sub-[^_/]+)_(ses-[^_/]+)(?:[^/]*_vp-([^_.]+))?[^/]*\.png$")
 LABELS = re.compile(r"(^|/)labels[^/]*\.tsv$", re.IGNORECASE)
@@ -54,6 +56,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
             view=VIEWS.get(view, view),
             labels=[label for label in found if not label.endswith(DOUBT)],
             uncertain=[label.removesuffix(DOUBT) for label in found if label.endswith(DOUBT)],
+            labelled=is_reading(found),
         )
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from pipelines.data.findings import CHEXPERT, NO_FINDING, NO_PATHOLOGY
 from pipelines.data.public_set import Card, Findings, Image, Published, Tree
 from pipelines.data.settings import Data
 
@@ -23,10 +24,7 @@ CARD = Card(
              "for CheXpert Plus also Chambon et al., arXiv:2405.19538",
     sign="registration, and Stanford's Research Use Agreement",
 )
-FINDINGS = ("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
-            "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other",
-            "Fracture", "Support Devices")
-STATED, UNCERTAIN = {"1", "1.0", 1}, {"-1", "-1.0", -1}
+STATED, DENIED, UNCERTAIN = {"1", "1.0", 1}, {"0", "0.0", 0}, {"-1", "-1.0", -1}
 TABLES = {"train.csv": "train", "valid.csv": "val", "val_labels.csv": "val", "test_labels.csv": "test"}
 PLUS, PLUS_LABELS = "df_chexpert_plus_240401.csv", ("impression_fixed.json", "report_fixed.json")
 PLUS_SPLITS = {"train": "train", "valid": "val", "test": "test"}
@@ -43,9 +41,12 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
 
 
 def stated(tree: Tree, row: dict[str, Any], table: str) -> Findings:
-    """`labels` and `uncertain` of a row that has the 14 findings as columns."""
-    cells = {finding: tree.column(row, finding, table) for finding in FINDINGS}
+    """What a row that has the 14 findings as columns states; "No Finding" denies the blank ones but Support Devices."""
+    cells = {finding: tree.column(row, finding, table) for finding in CHEXPERT}
+    healthy = cells[NO_FINDING] in STATED
     return {"labels": [finding for finding, cell in cells.items() if cell in STATED],
+            "absent": [finding for finding, cell in cells.items()
+                       if cell in DENIED or (healthy and cell in ("", None) and finding not in NO_PATHOLOGY)],
             "uncertain": [finding for finding, cell in cells.items() if cell in UNCERTAIN]}
 
 

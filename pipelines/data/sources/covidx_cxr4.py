@@ -20,6 +20,7 @@ CARD = Card(
     licence="research only; each image is under the terms of the set that it was taken from",
     citation="Wu et al., COVIDx CXR-4, 2023, arXiv:2311.17677",
     sign="a Kaggle account",
+    assesses=("COVID-19",),
 )
 SPLITS = ("train", "val", "test")
 LINE = re.compile(r"(\S+)\s+(.+?)\s+(positive|negative)(\s+\S+)?")
@@ -40,7 +41,8 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
                 raise UserError(f"{tree.root}/{table}, line {number}: {line!r} is not `patient_id filename class "
                                  "source` with the class positive or negative")
             patient, name, finding, _ = match.groups()
-            yield Image(path=f"{base}{split}/{name}", patient=patient, labels=[finding], split=split)
+            labels = ["positive"] if finding == "positive" else []  # negative: any film without COVID-19, normal or not
+            yield Image(path=f"{base}{split}/{name}", patient=patient, labels=labels, split=split)
 
 
 SOURCE = Published(CARD, images)

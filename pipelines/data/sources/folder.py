@@ -1,4 +1,7 @@
-"""A folder of images: `[train|val|test/][class/]image`, of JPEG, PNG, TIFF and DICOM in any mix."""
+"""A folder of images: `[train|val|test/][class/]image`, of JPEG, PNG, TIFF and DICOM in any mix.
+
+Classes exclude each other: an image of one is none of the others. Of an image in no class's folder nothing is known.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
 from pipelines.data.files import PICTURES, contents_hash, fair_draw, listing, read_image
+from pipelines.data.findings import states
 from pipelines.data.settings import Data
 from pipelines.monitor.progress import say
 
@@ -35,11 +39,13 @@ def manifest(settings: Data, seed: int) -> pa.Table:
     there = list(_images(root))
     paths = [there[k] for k in fair_draw(there, settings.images)]
     patients = _patients(paths, settings.patient_regex)
-    rows = [
-        {"source": "folder", "uri": f"{root}/{path}", "path": path, "patient_id": patient, "study_id": None,
-         "view": None, **dict(zip(("split", "labels"), _place(path), strict=True))}
-        for path, patient in zip(paths, patients, strict=True)
-    ]
+    classes = sorted({label for path in there if (label := _place(path)[1])})
+    rows = []
+    for path, patient in zip(paths, patients, strict=True):
+        split, label = _place(path)
+        rows.append({"source": "folder", "uri": f"{root}/{path}", "path": path, "patient_id": patient,
+                     "study_id": None, "view": None, "split": split, "masks": [],
+                     **states("folder", [label] if label else [], assessed=classes if label else [])})
     return pa.Table.from_pylist(rows, schema=MANIFEST)
 
 
@@ -62,12 +68,12 @@ def _images(root: str) -> dict[str, int]:
     return images
 
 
-def _place(path: str) -> tuple[str | None, list[str]]:
-    """Split and labels that a relative path tells."""
+def _place(path: str) -> tuple[str | None, str | None]:
+    """Split and class that a relative path tells."""
     *folders, _ = path.split("/")
     split = SPLIT_NAMES.get(folders[0].lower()) if folders else None
     classes = folders[1:] if split else folders
-    return split, classes if len(classes) == 1 else []
+    return split, classes[0] if len(classes) == 1 else None
 
 
 def _patients(paths: list[str], regex: str | None) -> list[str]:

@@ -1,7 +1,8 @@
 """An image data set of the Hugging Face Hub (data.root=OWNER/NAME[@REVISION]), or a folder of Parquet laid out alike.
 
 The image column is what `datasets` calls Image: a struct of bytes and path (or plain bytes). Labels are the column
-label or labels, else the first ClassLabel: names, numbers of names, or lists of either. patient_id, study_id, view and
+label or labels, else the first ClassLabel: names, numbers of names, or lists of either; a row that has any is none of
+the others, and one without is unlabelled. patient_id, study_id, view and
 split are taken where there are columns of these names; else the split is the one that the file's name tells, as in
 `datasets`. data.subset picks one of several configurations, each a folder of its own.
 """
@@ -23,7 +24,7 @@ from pipelines.data.files import contents_hash
 from pipelines.data.public_set import Card, Tree
 from pipelines.data.settings import Data
 from pipelines.data.sources.folder import SPLIT_NAMES
-from pipelines.data.sources.manifest import as_table
+from pipelines.data.sources.manifest import as_table, assess
 from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class HuggingFace:
     def rows(self, settings: Data) -> list[dict[str, Any]]:
         """Rows of the manifest."""
         tree = _tree(settings)
-        rows = [row for path in _paths(tree, settings.subset) for row in _rows(tree.root, path)]
+        paths = _paths(tree, settings.subset)
+        rows = assess([row for path in paths for row in _rows(tree.root, path)])
         if not rows:
             raise tree.missing("row")
         if all(row["patient_id"] == row["path"] for row in rows):
@@ -147,7 +149,7 @@ def _rows(root: str, path: str) -> Iterator[dict[str, Any]]:
             yield told | {
                 "source": "huggingface", "uri": f"{root}/{place}", "path": place, "split": split,
                 "patient_id": told["patient_id"] or place, "labels": _labels(cell.get(label), names),
-                "uncertain": [], "masks": [],
+                "absent": [], "uncertain": [], "masks": [],
             }
 
 

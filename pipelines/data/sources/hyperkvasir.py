@@ -19,6 +19,7 @@ CARD = Card(
     licence="CC BY 4.0",
     citation="Borgli et al., HyperKvasir, Scientific Data 7:283, 2020, doi:10.1038/s41597-020-00622-y",
     masks=("polyp",),
+    assesses=("Polyp",),
 )
 
 

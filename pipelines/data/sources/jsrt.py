@@ -27,6 +27,7 @@ CARD = Card(
              "Image Analysis 10, 2006, doi:10.1016/j.media.2005.02.002",
     sign="registration with the JSRT",
     masks=("left_lung", "right_lung", "heart"),
+    assesses=("Nodule",),
 )
 SIDE = 2048  # pixels of an .IMG film
 FILM = re.compile(r"(JPC[LN]N\d{3})(\.\w+)", re.IGNORECASE)
@@ -34,7 +35,10 @@ KIND = re.compile(r"(JPCLN\d{3})\.IMG\b[^\r\n]*?\b(malignant|benign)\b")
 
 
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
-    """All are PA, one of each patient. SCR's two folds are those of a cross-validation, and no split."""
+    """All are PA, one of each patient. SCR's two folds are those of a cross-validation, and no split.
+
+    A film of no nodule is not called normal, unless labels.csv does.
+    """
     films: dict[str, str] = {}
     masks: dict[str, dict[str, str]] = {}
     for path in tree.files:
@@ -48,19 +52,22 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
     labels = _labels(tree)
     for film, path in films.items():
         outlines = masks.get(film, {})
+        stated = labels.get(film, ["nodule"] if film.startswith("JPCLN") else [])
         yield Image(
             path=path,
             patient=film,
             view="PA",
-            labels=labels.get(film) or ["nodule" if film.startswith("JPCLN") else "non-nodule"],
+            labels=stated,
+            absent=[] if stated == ["nodule"] else ["malignant", "benign"],
             masks=tuple(Mask(name, outlines[name]) for name in CARD.masks if name in outlines),
         )
 
 
 def _labels(tree: Tree) -> dict[str, list[str]]:
     if any(path.rsplit("/", 1)[-1] == "labels.csv" for path in tree.files):
-        return {tree.column(row, "image", "labels.csv").rsplit(".", 1)[0]: [tree.column(row, "label", "labels.csv")]
-                for row in tree.table("labels.csv")}
+        rows = [(tree.column(row, "image", "labels.csv"), tree.column(row, "label", "labels.csv"))
+                for row in tree.table("labels.csv")]
+        return {image.rsplit(".", 1)[0]: [] if label == "non-nodule" else [label] for image, label in rows}
     text = tree.folder.read(tree.find("CLNDAT_EN.txt", "CLNDAT_EN.TXT")).decode("latin-1")
     return {film: ["nodule", kind] for film, kind in KIND.findall(text)}
 

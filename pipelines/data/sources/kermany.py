@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from pipelines.data.findings import NO_FINDING
 from pipelines.data.public_set import Card, Image, Published, Tree
 from pipelines.data.settings import Data
 
@@ -20,13 +21,14 @@ CARD = Card(
     licence="CC BY 4.0",
     citation="Kermany et al., Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning, "
              "Cell 172, 2018, doi:10.1016/j.cell.2018.02.010; data doi:10.17632/rscbjbr9sj",
+    assesses=("Pneumonia", "Bacterial Pneumonia", "Viral Pneumonia", NO_FINDING),
 )
 PATIENT = re.compile(r"(person\d+_(?:bacteria|virus))_|((?:NORMAL2-)?IM-\d+)-|(?:BACTERIA|VIRUS|NORMAL)-(\d+)-")
 CAUSE = re.compile(r"bacteria|virus")
 
 
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
-    """All are AP. The second label of pneumonia is its cause, bacteria or virus."""
+    """All are AP. The second label of pneumonia is its cause; bacteria and virus are uncertain where it is not told."""
     seen = set()
     for path in tree.pictures:
         split, finding, name = place = ("", "", *path.split("/"))[-3:]
@@ -34,11 +36,13 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
             continue
         seen.add(place)
         patient = PATIENT.match(name)
+        cause = CAUSE.findall(name.lower())[:1] if finding == "PNEUMONIA" else []
         yield Image(
             path=path,
             patient=patient and next(filter(None, patient.groups())),
             view="AP",
-            labels=[finding, *CAUSE.findall(name.lower())[:1]],
+            labels=[finding, *cause],
+            uncertain=["bacteria", "virus"] if finding == "PNEUMONIA" and not cause else [],
             split=split if split in ("train", "val", "test") else None,
         )
 

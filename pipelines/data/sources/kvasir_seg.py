@@ -20,6 +20,7 @@ CARD = Card(
     licence="research and education; commercial use by permission of the owners (Simula)",
     citation="Jha et al., Kvasir-SEG: A Segmented Polyp Dataset, MMM 2020, doi:10.1007/978-3-030-37734-2_37",
     masks=("polyp",),
+    assesses=("Polyp",),
 )
 
 

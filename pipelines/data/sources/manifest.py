@@ -1,7 +1,9 @@
 """A list of images that you wrote yourself: data.root is a CSV, TSV or Parquet file with a row per image.
 
 Columns are path or uri (relative to the file, absolute, or a URI), and, each if you have it, patient_id, study_id,
-view, labels (a list, or joined by `|`), split (train, val or test) and mask (like path; its bright pixels count).
+view, labels, absent and uncertain (each a list, or joined by `|`), split (train, val or test) and mask (like path; its
+bright pixels count). Without a column absent, a row that has labels is taken to be read for all labels of the list, and
+what it does not name is absent; a row without labels is unlabelled.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import UserError
 from cluster.storage import Folder
 from pipelines.data.files import connect, fair_draw, read_image
+from pipelines.data.findings import states
 from pipelines.data.public_set import Card, read_csv
 from pipelines.data.settings import Data
 from pipelines.data.sources.folder import SPLIT_NAMES
@@ -59,7 +62,8 @@ class Manifest:
             raise UserError(f"{root} has no column 'path' or 'uri'; it has {', '.join(table.column_names)}")
         if "patient_id" not in table.column_names:
             say(f"{root} has no column patient_id: each image counts as a patient of its own")
-        rows = [_row(row, key, base) for batch in table.to_batches() for row in batch.to_pylist() if row[key]]
+        rows = assess([_row(row, key, base) for batch in table.to_batches() for row in batch.to_pylist() if row[key]],
+                      "absent" not in table.column_names)
         if not rows:
             raise UserError(f"{root} lists no image: its column {key!r} is empty")
         once = {row["uri"]: row for row in reversed(rows)}
@@ -69,7 +73,7 @@ class Manifest:
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         folder, _, name = row["uri"].rpartition("/")
-        return read_image(folder, name, row, settings, CARD.masks)
+        return read_image(folder, name, row, settings)
 
 
 def as_table(rows: list[dict[str, Any]], settings: Data) -> pa.Table:
@@ -82,21 +86,34 @@ def as_table(rows: list[dict[str, Any]], settings: Data) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=MANIFEST)
 
 
+def assess(rows: list[dict[str, Any]], exhaustive: bool = True) -> list[dict[str, Any]]:
+    """The rows with the states of their findings in canonical names.
+
+    Args:
+        exhaustive: A row that has labels was read for all labels of the list: what it does not name is absent.
+    """
+    known = dict.fromkeys(label for row in rows for label in row["labels"]) if exhaustive else {}
+    return [row | states(row["source"], row["labels"], row["uncertain"], row["absent"], known if row["labels"] else ())
+            for row in rows]
+
+
+def _list(value: Any) -> list[str]:
+    """A cell that is a list, or a text joined by `|`."""
+    parts = (value or "").split("|") if value is None or isinstance(value, str) else value
+    return [str(part).strip() for part in (parts if isinstance(parts, list) else [parts])
+            if part is not None and str(part).strip()]
+
+
 def _row(row: dict[str, Any], key: str, base: str) -> dict[str, Any]:
     split = str(row.get("split") or "").strip().lower()
     if split and split not in SPLIT_NAMES:
         raise UserError(f"{row[key]}: split {split!r} is none of {', '.join(SPLIT_NAMES)}")
-    labels = row.get("labels")
-    if labels is None or isinstance(labels, str):
-        labels = (labels or "").split("|")
     return {
         "source": "manifest", "uri": _absolute(row[key], base), "path": row.get("path") or row[key],
         **{name: str(value) if (value := row.get(name)) not in (None, "") else None
            for name in ("study_id", "view")},
         "patient_id": str(value) if (value := row.get("patient_id")) not in (None, "") else row[key],
-        "labels": [str(label).strip() for label in (labels if isinstance(labels, list) else [labels])
-                   if label is not None and str(label).strip()],
-        "uncertain": [], "split": SPLIT_NAMES.get(split),
+        **{name: _list(row.get(name)) for name in ("labels", "absent", "uncertain")}, "split": SPLIT_NAMES.get(split),
         "masks": [{"name": "mask", "path": _absolute(row["mask"], base), "rle": None}] if row.get("mask") else [],
     }
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
 from cluster.storage import Folder
+from pipelines.data.findings import states
 from pipelines.data.public_set import Card
 from pipelines.data.settings import Data
 from pipelines.data.sources.manifest import as_table
@@ -94,8 +95,8 @@ class MedMNIST:
                 classes = [k for k, one in enumerate(values) if one] if subset == "chestmnist" else values
                 place = f"{split}/{index}"
                 yield {"source": "medmnist", "uri": f"medmnist://{subset}/{size}/{place}", "path": place,
-                       "patient_id": place, "study_id": None, "view": None, "split": split, "uncertain": [],
-                       "labels": [LABELS[subset][int(k)] for k in classes], "masks": []}
+                       "patient_id": place, "study_id": None, "view": None, "split": split, "masks": [],
+                       **states("medmnist", [LABELS[subset][int(k)] for k in classes], assessed=LABELS[subset])}
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         from PIL import Image

@@ -45,7 +45,7 @@ def names(kind: str) -> tuple[str, str]:
 
 
 def findings(tree: Tree) -> dict[str, Findings]:
-    """Labels, stated and uncertain, by study."""
+    """What is stated, denied and uncertain, by study."""
     table = "mimic-cxr-2.0.0-chexpert.csv"
     return {tree.column(row, "study_id", table): stated(tree, row, table)
             for row in tree.table(*names("chexpert"), *names("negbio"))}

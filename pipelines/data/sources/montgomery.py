@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from pipelines.data.findings import NO_FINDING
 from pipelines.data.public_set import Card, Image, Mask, Published, Tree
 from pipelines.data.settings import Data
 
@@ -20,6 +21,7 @@ CARD = Card(
     citation="Jaeger et al., Two public chest X-ray datasets for computer-aided screening of pulmonary diseases, "
              "Quant Imaging Med Surg 4, 2014, doi:10.3978/j.issn.2223-4292.2014.11.20",
     masks=("left_lung", "right_lung", "lungs"),
+    assesses=("Tuberculosis", NO_FINDING),
 )
 LABELS = {"0": "normal", "1": "tuberculosis"}
 

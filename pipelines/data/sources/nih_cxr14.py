@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipelines.data.findings import NIH, NO_FINDING
 from pipelines.data.public_set import Card, Image, Published, Tree
 from pipelines.data.settings import Data
 
@@ -13,11 +14,12 @@ CARD = Card(
     where="https://nihcc.app.box.com/v/ChestXray-NIHCC",
     licence="free to use, with a link to the owner and the citation (NIH Clinical Center)",
     citation="Wang et al., ChestX-ray8, CVPR 2017, doi:10.1109/CVPR.2017.369",
+    assesses=(*NIH, NO_FINDING),
 )
 
 
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
-    """Findings are joined by `|`, with "No Finding" among them where there is none."""
+    """Findings are joined by `|`, or "No Finding" where there is none; of the 14 what is not listed is absent."""
     test = set(tree.folder.read(tree.find("test_list.txt")).decode().split())
     for row in tree.table("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"):
         name, findings, patient, follow_up, view = (

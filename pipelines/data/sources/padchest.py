@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from pipelines.data.findings import NO_FINDING
 from pipelines.data.public_set import Card, Image, Published, Tree
 from pipelines.data.settings import Data
 
@@ -23,7 +24,12 @@ CARD = Card(
     citation="Bustos et al., PadChest, Medical Image Analysis 66, 2020, doi:10.1016/j.media.2020.101797; "
              "for PadChest-GR also de Castro et al., arXiv:2411.05085",
     sign="BIMCV's research use agreement",
+    assesses=("Cardiomegaly", "Edema", "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion",
+              "Fracture", "Infiltration", "Mass", "Nodule", "Emphysema", "Fibrosis", "Pleural Thickening",
+              "Tuberculosis", "Hiatal Hernia", "COPD", "Support Devices", NO_FINDING),
 )
+NO_READING = {"unchanged", "exclude", "suboptimal study"}  # a report that says no more leaves the findings open
+
 TABLES = ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv",
           "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz", "PADCHEST_chest_x_ray_images_labels_160K.csv")
 GROUNDED = "master_table.csv"
@@ -48,6 +54,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
             study=study,
             view=VIEWS.get(projection, projection) or None,
             labels=known.labels if known else listed(labels),
+            labelled=known.labelled if known else is_reading(listed(labels)),
             split=known.split if known else None,
             inverted=row.get("PhotometricInterpretation_DICOM", "").strip() == "MONOCHROME1",
         )
@@ -56,6 +63,11 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
 def listed(text: str) -> list[str]:
     """The labels of a Python list's text, each once."""
     return list(dict.fromkeys(label for part in re.split(r"[,\t]", text.strip("[] ")) if (label := part.strip(" '\""))))
+
+
+def is_reading(labels: list[str]) -> bool:
+    """Whether what is not among an image's labels is absent."""
+    return bool(labels) and NO_READING.isdisjoint(labels)
 
 
 def _grounded(tree: Tree) -> dict[str, Image]:
@@ -69,6 +81,7 @@ def _grounded(tree: Tree) -> dict[str, Image]:
             patient=tree.column(found[0], "PatientID", GROUNDED),
             study=tree.column(found[0], "StudyID", GROUNDED),
             labels=list(dict.fromkeys(filter(None, (tree.column(row, "label", GROUNDED).strip() for row in found)))),
+            labelled=any(tree.column(row, "label", GROUNDED).strip() for row in found),
             split=GROUNDED_SPLITS.get(tree.column(found[0], "split", GROUNDED)),
         )
         for name, found in rows.items()

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.errors import UserError
+from pipelines.data.findings import states
 from pipelines.data.settings import Data
+from pipelines.data.structures import STRUCTURES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +27,7 @@ def manifest(settings: Data, seed: int) -> pa.Table:
     """One row per image; `uri` is phantom://SEED/INDEX.  Raises UserError without `data.images`."""
     import pyarrow as pa
 
-    from pipelines.data.phantom import describe
+    from pipelines.data.phantom import LABELS, describe
     from pipelines.tables.schemas import MANIFEST
 
     if settings.images is None:
@@ -34,7 +36,8 @@ def manifest(settings: Data, seed: int) -> pa.Table:
     for index in range(settings.images):
         labels, patient, study = describe(seed, index)
         rows.append({"source": "phantom", "uri": f"phantom://{seed}/{index}", "path": f"{seed}/{index}", "view": "PA",
-                     "patient_id": patient, "study_id": study, "labels": labels, "split": None})
+                     "patient_id": patient, "study_id": study, "split": None, "masks": [],
+                     **states("phantom", labels, assessed=LABELS)})
     return pa.Table.from_pylist(rows, schema=MANIFEST)
 
 
@@ -47,6 +50,8 @@ def load(row: Mapping[str, Any], settings: Data) -> Decoded:
 
     seed, index = (int(part) for part in row["uri"].removeprefix("phantom://").split("/"))
     film, size = render(seed, index, settings.size), settings.size
-    mask = np.where(film.heart, np.uint8(2), film.lungs.astype(np.uint8))
+    sides = np.where(film.left, STRUCTURES["left_lung"], STRUCTURES["right_lung"])
+    mask = np.where(film.heart, STRUCTURES["heart"], np.where(film.lungs, sides, 0)).astype(np.uint8)
     return Decoded(film.image, size, size, hashlib.sha256(film.image.tobytes()).hexdigest(), (0, 0, size, size),
-                   perceptual_hash(Image.fromarray(film.image)), mask=mask)
+                   perceptual_hash(Image.fromarray(film.image)), mask=mask,
+                   structures=("left_lung", "right_lung", "heart"))

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from pipelines.data.public_set import Card, Image, Published, Tree
+from cluster.errors import UserError
+from pipelines.data.findings import NO_FINDING
+from pipelines.data.public_set import TRAIN_ONLY, Card, Image, Published, Tree
 from pipelines.data.settings import Data
 
 CARD = Card(
@@ -20,24 +22,27 @@ CARD = Card(
     licence="the competition's rules: non-commercial, for research and education",
     citation="Shih et al., Radiology: Artificial Intelligence 1(1), 2019, doi:10.1148/ryai.2019180041",
     sign="a Kaggle account, and the competition's rules",
+    assesses=("Lung Opacity", NO_FINDING),
 )
-CLASSES = ("Lung Opacity", "No Lung Opacity / Not Normal", "Normal")
+CLASSES = {"Lung Opacity": ["Lung Opacity"], "No Lung Opacity / Not Normal": [], "Normal": [NO_FINDING]}
 TABLE = "stage_2_detailed_class_info.csv"
 NIH = "pneumonia-challenge-dataset-mappings_2018.json"
 
 
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
-    """Every class of an unlabelled image is uncertain, and it has no split: a test without labels tests nothing."""
+    """Images of the test part have no labels."""
     persons = {entry["subset_img_id"]: str(int(entry["img_id"].split("_")[0]))
                for entry in (json.loads(tree.folder.read(tree.find(NIH))) if tree.has(NIH) else ())}
     classes = {tree.column(row, "patientId", TABLE): tree.column(row, "class", TABLE) for row in tree.table(TABLE)}
     for image, label in classes.items():
         path = tree.by_name.get(f"{image}.dcm", f"stage_2_train_images/{image}.dcm")
-        yield Image(path, persons.get(image, image), labels=[label], split="train")
+        if label not in CLASSES:
+            raise UserError(f"{tree.root}: {TABLE} has the class {label!r}; known are {', '.join(CLASSES)}")
+        yield Image(path, persons.get(image, image), labels=CLASSES[label], split="train")
     for path in tree.pictures:
         image = path.rpartition("/")[2].removesuffix(".dcm")
         if "/stage_2_test_images/" in f"/{path}" and image not in classes:
-            yield Image(path, persons.get(image, image), uncertain=CLASSES)
+            yield Image(path, persons.get(image, image), labelled=False, split=TRAIN_ONLY)
 
 
 SOURCE = Published(CARD, images)

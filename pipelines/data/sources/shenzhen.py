@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipelines.data.findings import NO_FINDING
 from pipelines.data.public_set import Card, Image, Mask, Published, Tree
 from pipelines.data.settings import Data
 from pipelines.data.sources import montgomery
@@ -20,6 +21,7 @@ CARD = Card(
             "CC BY-NC-SA 4.0",
     citation=f"{montgomery.CARD.citation}; masks: Stirenko et al., 2018, arXiv:1803.01199",
     masks=("lungs",),
+    assesses=("Tuberculosis", NO_FINDING),
 )
 
 

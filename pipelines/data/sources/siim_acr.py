@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pipelines.data.public_set import Card, Image, Mask, Published, Tree
+from pipelines.data.public_set import TRAIN_ONLY, Card, Image, Mask, Published, Tree
 from pipelines.data.settings import Data
 
 CARD = Card(
@@ -21,12 +21,13 @@ CARD = Card(
     citation="Zawacki et al., SIIM-ACR Pneumothorax Segmentation, Kaggle, 2019",
     sign="a Kaggle account, and the competition's rules",
     masks=("pneumothorax",),
+    assesses=("Pneumothorax",),
 )
 LABEL = "Pneumothorax"
 
 
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
-    """A study is a person as far as is told. The label of an image in no table is uncertain, and it has no split."""
+    """A study is a person as far as is told. An image in no table has no label; one with no run has an empty mask."""
     table = "stage_2_train.csv" if tree.has("stage_2_train.csv") else "train-rle.csv"
     runs: dict[str, list[str]] = {}
     for row in tree.table(table):
@@ -40,9 +41,9 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         if suffix == ".dcm" and image in runs:
             yield Image(path, study, study, labels=[LABEL] if runs[image] else [],
                         split="test" if "dicom-images-test" in folders else "train",
-                        masks=tuple(Mask(CARD.masks[0], rle=encoded) for encoded in runs[image]))
+                        masks=tuple(Mask("pneumothorax", rle=encoded) for encoded in runs[image] or [""]))
         elif suffix == ".dcm":
-            yield Image(path, study, study, uncertain=[LABEL])
+            yield Image(path, study, study, labelled=False, split=TRAIN_ONLY)
 
 
 SOURCE = Published(CARD, images)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from pipelines.data.public_set import Card, Image, Published, Tree
+from pipelines.data.public_set import TRAIN_ONLY, Card, Image, Published, Tree
 from pipelines.data.settings import Data
 
 CARD = Card(
@@ -28,7 +28,7 @@ KEYS = {"", "image_id", "rad_id", "rad_ID"}
 
 
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
-    """What most readers of an image state is stated; what half of them do is uncertain."""
+    """What most readers of an image state is present, what half of them do uncertain, and all else absent."""
     if tree.has(*TABLES):
         yield from official(tree, view="PA")
     elif tree.has(KAGGLE):
@@ -42,14 +42,16 @@ def official(tree: Tree, view: str | None) -> Iterator[Image]:
     if not tree.has(*TABLES):
         raise tree.missing(" or ".join(TABLES))
     for table, split in zip(TABLES, ("train", "test"), strict=True):
-        rows = tree.table(table) if tree.has(table) else ()
-        readings = ((tree.column(row, "image_id", table),
-                     [name for name, cell in row.items() if name not in KEYS and cell in ("1", "1.0")]) for row in rows)
-        yield from _agreed(tree, readings, split, view)
+        rows = list(tree.table(table)) if tree.has(table) else []
+        read_for = [name for name in (rows[0] if rows else ()) if name not in KEYS]
+        readings = ((tree.column(row, "image_id", table), [name for name in read_for if row[name] in ("1", "1.0")])
+                    for row in rows)
+        yield from _agreed(tree, readings, read_for, split, view)
 
 
-def _agreed(tree: Tree, readings: Iterable[tuple[str, Iterable[str]]], split: str, view: str | None) -> Iterator[Image]:
-    """One image of all its readings, each an image's id and the findings of one reader."""
+def _agreed(tree: Tree, readings: Iterable[tuple[str, Iterable[str]]], read_for: Iterable[str], split: str,
+            view: str | None) -> Iterator[Image]:
+    """One image of all its readings, each an image's id and those findings of `read_for` that one reader states."""
     found: dict[str, list[Iterable[str]]] = {}
     for image, findings in readings:
         found.setdefault(image, []).append(findings)
@@ -59,22 +61,24 @@ def _agreed(tree: Tree, readings: Iterable[tuple[str, Iterable[str]]], split: st
             path=tree.by_name.get(f"{image}.dicom", f"{split}/{image}.dicom"),
             view=view,
             labels=[finding for finding, count in votes.items() if 2 * count > len(readers)],
+            absent=[finding for finding in read_for if 2 * votes[finding] < len(readers)],
             uncertain=[finding for finding, count in votes.items() if 2 * count == len(readers)],
             split=split,
         )
 
 
 def _kaggle(tree: Tree) -> Iterator[Image]:
-    """Every finding of an unlabelled image is uncertain, and it has no split: a test without labels tests nothing."""
+    """Images of the test part have no labels."""
     readers: dict[tuple[str, str], dict[str, None]] = {}
     for row in tree.table(KAGGLE):
         image, reader, name = (tree.column(row, column, KAGGLE) for column in ("image_id", "rad_id", "class_name"))
         readers.setdefault((image, reader), {})[name] = None
-    yield from _agreed(tree, ((image, findings) for (image, _), findings in readers.items()), "train", "PA")
-    names, labelled = sorted(set(chain.from_iterable(readers.values()))), {image for image, _ in readers}
+    read_for = sorted(set(chain.from_iterable(readers.values())))
+    yield from _agreed(tree, ((image, found) for (image, _), found in readers.items()), read_for, "train", "PA")
+    labelled = {image for image, _ in readers}
     for path in tree.pictures:
         if "/test/" in f"/{path}" and path.rpartition("/")[2].removesuffix(".dicom") not in labelled:
-            yield Image(path, view="PA", uncertain=names)
+            yield Image(path, view="PA", labelled=False, split=TRAIN_ONLY)
 
 
 SOURCE = Published(CARD, images)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import ModelMixin, PixArtTransformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from cluster.errors import UserError
+from pipelines.data.structures import pixel_values
 from pipelines.generator.settings import Condition
 from pipelines.generator.settings import Denoiser as DenoiserSettings
 from pipelines.generator.standalone.conditioner import Conditioner
@@ -33,13 +36,14 @@ class Denoiser(nn.Module):
 
 
 def build(settings: DenoiserSettings, condition: Condition, latent: Latent, shapes: dict[str, tuple[int, ...]],
-          labels: list[str]) -> Denoiser:
+          labels: list[str], structures: Sequence[str] = ()) -> Denoiser:
     """A denoiser with fresh weights.
 
     Args:
         latent: of one image.
         shapes: of one image's conditions as the latents table holds them; the embedding is always there.
-        labels: known names, in the order of the multi-hot columns.
+        labels: the findings that are known, in the order of their columns.
+        structures: names of the channels of the mask.
 
     Raises:
         UserError: the patches of a DiT do not fill the latent.
@@ -48,10 +52,10 @@ def build(settings: DenoiserSettings, condition: Condition, latent: Latent, shap
         settings.cross_attention_dim, *shapes["embedding"], embedding_tokens=condition.embedding_tokens,
         patch_tokens=shapes["patches"][0] if condition.patches else 0,
         labels=labels if condition.labels else [],
-        mask_channels=shapes["mask"][0] if condition.mask else 0,
+        structures={name: list(pixel_values(name)) for name in structures} if condition.mask else {},
     )
     network = {"unet": unet, "dit": dit}[settings.architecture]
-    return Denoiser(network(settings, latent, latent[0] + conditioner.config.mask_channels), conditioner)
+    return Denoiser(network(settings, latent, latent[0] + conditioner.mask_channels), conditioner)
 
 
 def unet(settings: DenoiserSettings, latent: Latent, inputs: int) -> UNet2DConditionModel:

@@ -7,7 +7,7 @@ mixture, and which diffusers scheduler samples from a network that predicts it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -35,11 +35,13 @@ class Draw:
     noise: Tensor  # standard normal (B, c, h, w)
     level: Tensor  # uniform in [0, 1) (B,): the quantile of the noise level
     drop: dict[str, Tensor]  # bool (B,) for every kind of condition
+    hidden: Tensor | None = None  # bool (B, findings): labels to make unknown
 
     def rows(self, part: slice) -> Draw:
         """The draw of a part of the images."""
         return Draw(self.posterior[part], self.noise[part], self.level[part],
-                    {name: value[part] for name, value in self.drop.items()})
+                    {name: value[part] for name, value in self.drop.items()},
+                    None if self.hidden is None else self.hidden[part])
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,13 @@ class Objective:
         self.settings, self.condition, self.device, self.layout = settings, condition, device, layout
         self.process = process(settings, device)
 
-    def draw(self, shape: tuple[int, ...], seed: int, cursor: int, rank: int = 0, world: int = 1) -> Draw:
-        """This rank's share of what the step at `cursor` images draws for a global batch of `shape` (B, c, h, w)."""
+    def draw(self, shape: tuple[int, ...], seed: int, cursor: int, rank: int = 0, world: int = 1,
+             findings: int = 0) -> Draw:
+        """This rank's share of what the step at `cursor` images draws for a global batch of `shape` (B, c, h, w).
+
+        Of `condition.hide_findings` of the images each of the `findings` is hidden with a probability of the image's
+        own, uniform in [0, 1), so that any number of known findings is as likely.
+        """
         generator = torch.Generator(self.device).manual_seed(step_seed(seed, cursor))
         batch = shape[0]
         share = slice(rank * batch // world, (rank + 1) * batch // world)
@@ -78,18 +85,24 @@ class Objective:
         def normal() -> Tensor:
             return torch.randn(shape, generator=generator, device=self.device)[share]
 
-        def uniform() -> Tensor:
-            return torch.rand(batch, generator=generator, device=self.device)[share]
+        def uniform(*columns: int) -> Tensor:
+            return torch.rand(batch, *columns, generator=generator, device=self.device)[share]
 
         drop_all = uniform() < self.condition.drop_all
-        return Draw(normal(), normal(), uniform(), {
+        draw = Draw(normal(), normal(), uniform(), {
             name: drop_all | (uniform() < getattr(self.condition, f"drop_{name}")) for name in CONDITIONS})
+        if not findings or not self.condition.hide_findings:
+            return draw
+        rate = uniform() * (uniform() < self.condition.hide_findings)
+        return replace(draw, hidden=uniform(findings) < rate[:, None])
 
     def losses(self, model: nn.Module, latents: Tensor, given: dict[str, Tensor], draw: Draw) -> Tensor:
         """Weighted losses (B,) of the predictions for clean `latents` (B, c, h, w) of unit variance.
 
         `given` holds the conditions (B, ...) by name.
         """
+        if draw.hidden is not None:
+            given = given | {"labels": given["labels"].masked_fill(draw.hidden, -1)}
         task = self.process.task(latents, draw.noise, draw.level)
         dtype = next(model.parameters()).dtype
         noisy = task.noisy.to(dtype, memory_format=self.layout)

@@ -16,7 +16,7 @@ from torch import Tensor
 from cluster.session import device
 from cluster.storage import Folder
 from cluster.tasks import compute
-from pipelines.data.labels import known_labels, multi_hot
+from pipelines.data.labels import ABSENT, PRESENT, STATES, known_labels, label_states
 from pipelines.data.split import check_filled
 from pipelines.generator.encoder.dino import Dino
 from pipelines.generator.encoder.vit import embed, from_timm, whole_patches
@@ -80,10 +80,10 @@ def probe(model: Encoder, table: Folder, batch: int, seed: int) -> Metrics:
     (train, train_labels), (val, val_labels) = (embed_drawn(model, table, split, batch, seed) for split in PROBED)
     metrics: Metrics = {"dim": model.embedding_dim, "effective_rank": round(effective_rank(train), 2)}
     labels = known_labels(train_labels)
-    targets = torch.from_numpy(multi_hot(val_labels, labels))
-    judged = [k for k, positive in enumerate(targets.sum(0).tolist()) if 0 < positive < len(targets)]
+    targets = torch.from_numpy(label_states(val_labels, labels))
+    judged = [k for k in range(len(labels)) if {ABSENT, PRESENT} <= set(targets[:, k].tolist())]
     if judged:
-        train_targets = torch.from_numpy(multi_hot(train_labels, labels))[:, judged]
+        train_targets = torch.from_numpy(label_states(train_labels, labels))[:, judged]
         metrics["knn_auc"] = knn_auc(train, train_targets, val, targets[:, judged])
     return metrics
 
@@ -91,7 +91,7 @@ def probe(model: Encoder, table: Folder, batch: int, seed: int) -> Metrics:
 def embed_drawn(model: Encoder, table: Folder, split: str, batch: int, seed: int) -> tuple[Tensor, pa.Table]:
     """Embeddings (N, D) of a sample of a split, and its labels; the images of one shard in memory at a time."""
     embeddings, labels = [], []
-    for shard in iterate_drawn(table, PROBED[split], seed, ["image", "labels"], split):
+    for shard in iterate_drawn(table, PROBED[split], seed, ["image", *STATES], split):
         embeddings.append(embed(model, pixels(shard), batch))
-        labels.append(shard.select(["labels"]))
+        labels.append(shard.select(STATES))
     return torch.cat(embeddings), pa.concat_tables(labels)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cluster.storage import Folder
-from pipelines.data.labels import multi_hot
+from pipelines.data.labels import STATES, label_states
 from pipelines.generator.latents.node_cache import read_cached
 from pipelines.generator.latents.spec import LatentSpec
 from pipelines.generator.settings import CONDITIONS
@@ -22,7 +22,7 @@ from pipelines.learning.prefetch import Prefetcher
 from pipelines.tables.draw import draw_rows
 from pipelines.tables.parquet import read_tensors, tensors
 
-SMALL = ("image_id", "labels")  # columns that are no tensors
+SMALL = ("image_id", *STATES)  # columns that are no tensors
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Batch:
     stop: int
     mean: Tensor  # float32 (B, c, h, w)
     logvar: Tensor | None  # float32 (B, c, h, w); None where posteriors are kept as their means
-    given: dict[str, Tensor]  # float32 (B, ...): the conditions by name, labels multi-hot
+    given: dict[str, Tensor]  # float32 (B, ...): the conditions by name, labels as 1, 0, or -1 where unknown
 
     def __len__(self) -> int:
         """Images in all shares."""
@@ -70,13 +70,13 @@ class Encoded:
     Args:
         arrays: by column, (N, ...).
         table: SMALL columns of the same rows.
-        labels: of the multi-hot columns.
+        labels: findings whose states are handed out.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], table: pa.Table, labels: list[str]) -> None:
         self.mean, self.logvar = arrays["latent_mean"], arrays.get("latent_logvar")
         self.given = {name: array for name, array in arrays.items() if not name.startswith("latent_")}
-        self.given["labels"] = multi_hot(table, labels)
+        self.given["labels"] = label_states(table, labels)
         self.image_ids = table["image_id"]
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ Ray Data reads and decodes on CPUs, encodes in an actor pool that keeps the netw
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import pyarrow as pa
 from cluster.errors import UserError
 from cluster.session import Resources
 from cluster.storage import Folder
+from pipelines.data.labels import STATES
+from pipelines.data.structures import is_outlined, pixel_values
 from pipelines.generator.latents.spec import write_latents, write_spec
 from pipelines.generator.settings import Latents
 from pipelines.graph.stage import Metrics, Stage
@@ -23,7 +26,7 @@ from pipelines.tables.parquet import read_split, row_count, shard_name
 from pipelines.tables.schemas import latents_schema
 from pipelines.tables.streaming import shard_numbers, stream
 
-KEPT = ("image_id", "source", "patient_id", "labels", "split")
+KEPT = ("image_id", "source", "patient_id", *STATES, "split")
 NARROW = 0.01  # of a latent's variance: posteriors of less width are kept as their means alone
 ACTORS = 8  # without GPUs, at most: each holds both networks and torch
 
@@ -45,7 +48,7 @@ def latents(stage: Stage) -> Metrics:
     with bar("latents", total) as shown:
         shown.to(total - sum(row_count(images, shard_name(block["shard"][0].as_py())) for block in blocks))
         encoding = encode_operator(encode, stage.resources, len(blocks))
-        operators = [(ReadImages(images, settings.masks), {}), encoding, (WriteLatents(out), {})]
+        operators = [(ReadImages(images, settings.masks), {}), encoding, (WriteLatents(out, settings.masks), {})]
         speed = stream(blocks, operators, shown)
     statistics = write_spec(out)
     assert statistics["images"] == total, f"{statistics['images']} latents of {total} images"
@@ -101,12 +104,12 @@ def _give_up_after_3() -> dict[str, int]:
 class ReadImages:
     """Ray Data operator: the number of a shard to its decoded images, and masks, uint8; of all splits or one."""
 
-    def __init__(self, images: Folder, masks: int, split: str | None = None) -> None:
+    def __init__(self, images: Folder, masks: Sequence[str], split: str | None = None) -> None:
         self.images, self.masks, self.split = images, masks, split
 
     def __call__(self, block: pa.Table) -> pa.Table:
         index = block["shard"][0].as_py()
-        columns = ["image", *KEPT, *(["mask"] if self.masks else [])]
+        columns = ["image", *KEPT, *(["mask", "structures"] if self.masks else [])]
         table = read_split(self.images, shard_name(index), columns, self.split)
         decoded = pixels(table)
         flat = pa.array([image.tobytes() for image in decoded], pa.binary())
@@ -116,6 +119,7 @@ class ReadImages:
         if self.masks:
             maps = [None if mask["bytes"].as_py() is None else picture(mask).tobytes() for mask in table["mask"]]
             kept = kept.append_column("mask", pa.array(maps, pa.binary()))
+            kept = kept.append_column("structures", table["structures"])
         return kept.append_column("pixels", flat).append_column("side", side).append_column("shard", shard)
 
 
@@ -147,9 +151,10 @@ class Encoding:
         images = np.stack([np.frombuffer(row.as_py(), np.uint8) for row in block["pixels"]]).reshape(-1, 1, side, side)
         found = self._posteriors(images) | self._embeddings(images)
         if self.settings.masks:
-            latent = found["latent_mean"].shape[-1]
-            found["mask"] = np.stack([mask_planes(row.as_py(), side, latent, self.settings.masks)
-                                      for row in block["mask"]])
+            latent, masks = found["latent_mean"].shape[-1], self.settings.masks
+            outlined = [row.as_py() or () for row in block["structures"]]
+            found["mask"] = np.stack([mask_planes(mask.as_py(), names, side, latent, masks)
+                                      for mask, names in zip(block["mask"], outlined, strict=True)])
         table = block.select([*KEPT, "shard"])
         for name, values in found.items():
             table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values)))
@@ -180,32 +185,33 @@ class Encoding:
         return found | ({"latent_logvar": torch.cat(logvars).cpu().numpy()} if self.logvar else {})
 
 
-def mask_planes(mask: bytes | None, side: int, latent: int, structures: int) -> np.ndarray:
+def mask_planes(mask: bytes | None, outlined: Collection[str], side: int, latent: int,
+                structures: Sequence[str]) -> np.ndarray:
     """Share of each structure in the area of each place of the latent: float16 (structures, latent, latent).
 
-    -1 everywhere without a mask.  Raises UserError when the mask knows more structures.
+    A structure that is not `outlined` in the image is -1 everywhere: unknown, not empty.
     """
-    if mask is None:
-        return np.full((structures, latent, latent), -1, np.float16)
-    numbers = np.frombuffer(mask, np.uint8).reshape(side, side)
-    if numbers.max() > structures:
-        raise UserError(f"latents.masks={structures}: there is a mask with the structure {numbers.max()}")
-    planes = numbers == np.arange(1, structures + 1)[:, None, None]
+    planes = np.full((len(structures), latent, latent), -1, np.float16)
+    numbers = np.frombuffer(mask or b"", np.uint8).reshape(-1, side)
     step = side // latent
-    return planes.reshape(structures, latent, step, latent, step).mean((2, 4)).astype(np.float16)
+    for plane, structure in zip(planes, structures, strict=True):
+        if is_outlined(structure, outlined):
+            inside = np.isin(numbers, pixel_values(structure))
+            plane[:] = inside.reshape(latent, step, latent, step).mean((1, 3))
+    return planes
 
 
 class WriteLatents:
     """Ray Data operator: commit one encoded shard."""
 
-    def __init__(self, out: Folder) -> None:
-        self.out = out
+    def __init__(self, out: Folder, structures: Sequence[str]) -> None:
+        self.out, self.structures = out, structures
 
     def __call__(self, block: pa.Table) -> pa.Table:
         shape = {field.name: tuple(field.type.shape) for field in block.schema
                  if isinstance(field.type, pa.FixedShapeTensorType)}
         schema = latents_schema(shape["latent_mean"], shape["embedding"][0], shape.get("patches", (0,))[0],
-                                shape.get("mask", (0,))[0], "latent_logvar" in shape)
+                                self.structures, "latent_logvar" in shape)
         write_latents(self.out, block["shard"][0].as_py(), block.select(schema.names).cast(schema))
         return pa.table({"rows": [block.num_rows]})
 

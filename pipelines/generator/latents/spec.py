@@ -35,7 +35,8 @@ class LatentSpec:
     Args:
         latent: channels, height, width.
         shapes: of each condition but the labels.
-        labels: known in the train split, sorted.
+        labels: findings present in the train split, sorted.
+        structures: channels of the mask.
         logvar: whether the width of the posteriors is kept.
         images: of each split.
         rows: images of the train split in each shard.
@@ -44,6 +45,7 @@ class LatentSpec:
     latent: tuple[int, int, int]
     shapes: dict[str, tuple[int, ...]]
     labels: list[str]
+    structures: list[str]
     logvar: bool
     images: dict[str, int]
     rows: tuple[int, ...]
@@ -57,7 +59,7 @@ def latent_spec(folder: Folder) -> LatentSpec:
                         "`rayograph latents changed=redo`")
     channels, height, width = found["latent"]
     return LatentSpec((channels, height, width), {name: tuple(shape) for name, shape in found["shapes"].items()},
-                      found["labels"], found["logvar"], found["images"], tuple(found["rows"]))
+                      found["labels"], found["structures"], found["logvar"], found["images"], tuple(found["rows"]))
 
 
 def write_latents(folder: Folder, index: int, table: pa.Table) -> None:
@@ -105,13 +107,19 @@ def summarise(folder: Folder) -> tuple[dict[str, Any], Metrics]:
               if isinstance(field.type, pa.FixedShapeTensorType)}
     latent = shapes.pop("latent_mean")
     spec = {"latent": latent, "logvar": shapes.pop("latent_logvar", None) is not None, "shapes": shapes,
-            "labels": sorted(labels), "images": {split: images[split] for split in SPLITS},
+            "labels": sorted(labels), "structures": mask_structures(footers[0][2]),
+            "images": {split: images[split] for split in SPLITS},
             "rows": [rows for name, (rows, *_) in zip(names, footers, strict=True) if name.startswith("train-")]}
     each = max(images.total(), 1) * int(np.prod(latent[1:]))
     mean = total / each
     deviation = np.sqrt(np.maximum(squares / each - mean**2, 0))
     return spec, {"images": images.total(), "shape": list(latent), "channel_mean": mean.round(4).tolist(),
                   "channel_std": deviation.round(4).tolist(), "logvar": spec["logvar"]}
+
+
+def mask_structures(schema: pa.Schema) -> list[str]:
+    """Names of the channels of the mask; empty where there is none."""
+    return json.loads(schema.field("mask").metadata[b"structures"]) if "mask" in schema.names else []
 
 
 def _footer(folder: Folder, name: str) -> tuple[int, dict[str, Any], pa.Schema]:

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 DEPTHS = {torch.uint8: 255, torch.uint16: 65535}
 LUMA = (0.299, 0.587, 0.114)
 Images = Image.Image | Tensor | list[Image.Image | Tensor]
-Labels = Tensor | list[str] | list[list[str]]
+States = list[str] | dict[str, int]
+Labels = Tensor | str | States | list[States]
 
 
 def to_gray(image: Image.Image | Tensor) -> Tensor:
@@ -102,10 +103,13 @@ class RayographPipeline(DiffusionPipeline):
     def encode_mask(self, mask: Image.Image | Tensor) -> Tensor:
         """Returns the share of each structure in each place of the latent, (B, K, h, w) float32.
 
-        `mask` is one map of numbers (PIL mode L, or integers (H, W)), 0 for none and k for the k-th structure, or a
-        batch (B, H, W) of them; or it is (B, K, h, w) floats already. Raises ValueError on another shape or number.
+        `mask` is one map of numbers (PIL mode L, or integers (H, W)), 0 for none and for each structure the values in
+        `conditioner.config.structures` (others are ignored), or a batch (B, H, W) of them; or it is (B, K, h, w) floats
+        already, a channel of -1 for a structure that is not known. Raises ValueError on another shape, and on a map
+        without any of these values that is not empty.
         """
-        structures, place = self.conditioner.config.mask_channels, self.latent[1:]
+        known, place = self.conditioner.config.structures, self.latent[1:]
+        structures = len(known)
         mask = torch.from_numpy(np.array(mask)) if isinstance(mask, Image.Image) else mask
         if mask.is_floating_point():
             if mask.ndim != 4 or list(mask.shape[1:]) != [structures, *place]:
@@ -113,28 +117,33 @@ class RayographPipeline(DiffusionPipeline):
                                  f"{tuple(mask.shape)}")
             return mask.float()
         maps = mask[None] if mask.ndim == 2 else mask
-        if maps.ndim != 3 or int(maps.max()) > structures:
-            raise ValueError(f"a mask must be (H, W) or (B, H, W) of numbers up to {structures}")
-        planes = torch.stack([maps == k + 1 for k in range(structures)], dim=1)
+        if maps.ndim != 3:
+            raise ValueError(f"a mask must be (H, W) or (B, H, W), not {tuple(mask.shape)}")
+        planes = torch.stack([torch.isin(maps, maps.new_tensor(values)) for values in known.values()], dim=1)
+        if maps.any() and not planes.any():
+            raise ValueError(f"a mask must hold values of these structures: {known}")
         return F.adaptive_avg_pool2d(planes.float(), place)
 
     def encode_labels(self, labels: Labels) -> Tensor:
-        """Returns multi-hot labels (B, L) float32, the columns in the order of `conditioner.config.labels`.
+        """Returns states (B, L) float32, 1, 0 or -1 (unknown), the columns in the order of `conditioner.config.labels`.
 
-        `labels` are the names that hold for one image, a list of such lists, or (B, L) itself; no name is not the null
-        condition. Raises ValueError on an unknown name or another width.
+        `labels` are the findings that are present in one image (all others are unknown), or a dict of findings, 1 for
+        present and 0 for absent; or a list of such for several images; or (B, L) itself. Where all are unknown it is
+        the null condition. Raises ValueError on an unknown name, another state or another width.
         """
         known = list(self.conditioner.config.labels)
         if isinstance(labels, Tensor):
             if labels.ndim != 2 or labels.shape[1] != len(known):
                 raise ValueError(f"labels must be (B, {len(known)}), not {tuple(labels.shape)}")
             return labels.float()
-        names: list[Any] = [labels] if isinstance(labels, str) else list(labels)
-        rows = names if names and not isinstance(names[0], str) else [names]
-        unknown = sorted({name for row in rows for name in row} - set(known))
-        if unknown:
+        given: list[Any] = [labels] if isinstance(labels, str | dict) else list(labels)
+        several = bool(given) and not isinstance(labels, str) and not isinstance(given[0], str)
+        rows = [row if isinstance(row, dict) else dict.fromkeys(row, 1) for row in (given if several else [given])]
+        if unknown := sorted({name for row in rows for name in row} - set(known)):
             raise ValueError(f"unknown labels {unknown}; known are {known}")
-        return torch.tensor([[float(name in row) for name in known] for row in rows])
+        if odd := {state for row in rows for state in row.values()} - {0, 1}:
+            raise ValueError(f"a label is 1 (present) or 0 (absent), not {sorted(odd)}")
+        return torch.tensor([[float(row.get(name, -1)) for name in known] for row in rows])
 
     def _given(self, conditions: dict[str, Tensor], batch: int, guided: bool) -> tuple[dict, dict]:
         """What the conditioner takes: values and drops of (B, ...), or of 2B with the null's first where guided."""

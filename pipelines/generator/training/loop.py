@@ -49,7 +49,8 @@ class Job:
     def denoiser(self, spec: LatentSpec) -> Denoiser:
         """A fresh network for these latents; the same wherever it is built."""
         torch.manual_seed(self.settings.seed)
-        return build(self.settings.denoiser, self.settings.condition, spec.latent, spec.shapes, spec.labels)
+        return build(self.settings.denoiser, self.settings.condition, spec.latent, spec.shapes, spec.labels,
+                     spec.structures)
 
     def normaliser(self, device: str) -> Callable[[Tensor], Tensor]:
         """A function that brings latents (B, c, h, w) on the device to mean 0 and variance 1 by channel."""
@@ -93,7 +94,8 @@ def learn(job: Job, spec: LatentSpec, reader: Reader, rank: int, world: int, sta
     saved, left = cursor.images, False
     with profiler(job.folder, trainer.profile_steps if rank == 0 else 0) as profile, manual_gc() as collect:
         for batch in reader.batches(trainer.images, trainer.batch, cursor.images, rank, world, where):
-            draw = objective.draw((len(batch), *spec.latent), settings.seed, batch.start, rank, world)
+            draw = objective.draw((len(batch), *spec.latent), settings.seed, batch.start, rank, world,
+                                  findings=len(spec.labels))
             losses = accumulate(engine, objective, batch, draw, normalise, world)
             lr = learning_rate(trainer, batch.start)
             taken = engine.step(lr, len(batch), batch.stop, finite_everywhere(losses, world))

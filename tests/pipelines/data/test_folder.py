@@ -36,9 +36,9 @@ def patients(settings):
 
 def test_split_folders_with_classes(make):
     assert places(make("train/NORMAL/a.png", "val/PNEUMONIA/b.jpeg", "test/NORMAL/c.dcm")) == {
-        "train/NORMAL/a.png": ("train", ["NORMAL"]),
-        "val/PNEUMONIA/b.jpeg": ("val", ["PNEUMONIA"]),
-        "test/NORMAL/c.dcm": ("test", ["NORMAL"]),
+        "train/NORMAL/a.png": ("train", ["No Finding"]),
+        "val/PNEUMONIA/b.jpeg": ("val", ["Pneumonia"]),
+        "test/NORMAL/c.dcm": ("test", ["No Finding"]),
     }
 
 
@@ -197,4 +197,4 @@ def test_the_real_set_has_its_official_split(real_data):
     found = folder.manifest(settings, 0).to_pylist()
     count = {name: sum(row["split"] == name for row in found) for name in ("train", "val", "test")}
     assert count == {"train": 4421, "val": 308, "test": 503}
-    assert {label for row in found for label in row["labels"]} == {"NORMAL", "PNEUMONIA"}
+    assert {label for row in found for label in row["labels"]} == {"No Finding", "Pneumonia"}

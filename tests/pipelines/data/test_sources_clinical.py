@@ -8,14 +8,13 @@ import json
 
 import pytest
 
-from pipelines.data.public_set import Mask, Tree
+from pipelines.data.findings import CHEXPERT, states
+from pipelines.data.public_set import TRAIN_ONLY, Mask, Tree
 from pipelines.data.settings import Data
 
 NAMES = ("chexpert", "mimic_cxr_jpg", "mimic_cxr", "padchest", "bimcv_covid19", "vindr_cxr", "vindr_pcxr", "brax",
          "rsna_pneumonia", "siim_acr")
-FINDINGS = ("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
-            "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other",
-            "Fracture", "Support Devices")
+FINDINGS = CHEXPERT
 
 
 @pytest.fixture
@@ -45,7 +44,8 @@ def read(tmp_path):
         assert len({image.path for image in found}) == len(found), "an image is told once"
         assert [(row["path"], row["patient_id"], row["study_id"], row["view"], row["labels"], row["split"])
                 for row in module.SOURCE.manifest(settings, 0).to_pylist()] == sorted(
-            (image.path, image.patient or image.path, image.study, image.view, list(image.labels), image.split)
+            (image.path, image.patient or image.path, image.study, image.view, states(name, image.labels)["labels"],
+             image.split)
             for image in found if (tmp_path / below / image.path).exists())
         return {image.path: image for image in found}
 
@@ -347,7 +347,7 @@ def test_vindr_cxr_of_kaggle(put, read):
     assert {path: told(image) for path, image in read("vindr_cxr").items()} == {
         "train/a.dicom": (None, None, "PA", ["Cardiomegaly"], [], "train"),
         "train/b.dicom": (None, None, "PA", ["No finding"], [], "train"),
-        "test/c.dicom": (None, None, "PA", [], ["Cardiomegaly", "ILD", "No finding"], None),
+        "test/c.dicom": (None, None, "PA", [], [], TRAIN_ONLY),
     }
 
 
@@ -407,9 +407,9 @@ def test_rsna_pneumonia(put, read):
     })
     expected = {
         "stage_2_train_images/00436515.dcm": ("00436515", None, None, [classes[0]], [], "train"),
-        "stage_2_train_images/0004cfab.dcm": ("0004cfab", None, None, [classes[1]], [], "train"),
-        "stage_2_train_images/003d8fa0.dcm": ("003d8fa0", None, None, [classes[2]], [], "train"),
-        "stage_2_test_images/0000a175.dcm": ("0000a175", None, None, [], list(classes), None),
+        "stage_2_train_images/0004cfab.dcm": ("0004cfab", None, None, [], [], "train"),
+        "stage_2_train_images/003d8fa0.dcm": ("003d8fa0", None, None, ["No Finding"], [], "train"),
+        "stage_2_test_images/0000a175.dcm": ("0000a175", None, None, [], [], TRAIN_ONLY),
     }
     assert {path: told(image) for path, image in read("rsna_pneumonia").items()} == expected
     put(**{"pneumonia-challenge-dataset-mappings_2018.json": json.dumps([
@@ -433,11 +433,11 @@ def test_siim_acr(put, read):
     assert {path: (*told(image), image.masks) for path, image in found.items()} == {
         path(one): (one[0], one[0], None, ["Pneumothorax"], [], "train", (
             Mask("pneumothorax", rle="407576 2 1021 7"),)),
-        path(none): (none[0], none[0], None, [], [], "train", ()),
+        path(none): (none[0], none[0], None, [], [], "train", (Mask("pneumothorax", rle=""),)),
         path(two): (two[0], two[0], None, ["Pneumothorax"], [], "train", (
             Mask("pneumothorax", rle="18 3"), Mask("pneumothorax", rle="500000 1 1022 2"))),
-        path(late, "dicom-images-test"): (late[0], late[0], None, [], ["Pneumothorax"], None, ()),
-        "stage_2_images/ID_0011fe81e.dcm": (None, None, None, [], ["Pneumothorax"], None, ()),
+        path(late, "dicom-images-test"): (late[0], late[0], None, [], [], TRAIN_ONLY, ()),
+        "stage_2_images/ID_0011fe81e.dcm": (None, None, None, [], [], TRAIN_ONLY, ()),
     }
     put(**{"stage_2_train.csv": table({"ImageId": one[1], "EncodedPixels": "-1"},
                                       {"ImageId": late[1], "EncodedPixels": "7 3"})})

@@ -108,8 +108,8 @@ def test_covidx_cxr4(fill, base):
     assert found == {
         f"{base}train/MIDRC-RICORD-1C-SITE2-1-0.png": ("SITE2-000265", None, None, ["positive"], "train", {}),
         f"{base}train/a (1).png": ("379", None, None, ["positive"], "train", {}),
-        f"{base}val/b.jpg": ("sub-S03047", None, None, ["negative"], "val", {}),
-        f"{base}test/c.png": ("9", None, None, ["negative"], "test", {}),
+        f"{base}val/b.jpg": ("sub-S03047", None, None, [], "val", {}),
+        f"{base}test/c.png": ("9", None, None, [], "test", {}),
     }
     assert covidx_cxr4.SOURCE.manifest(settings, 0).num_rows == 4, "what is not there is left out"
 
@@ -178,7 +178,7 @@ def test_jsrt(fill):
             "heart": f"{masks}/heart/JPCLN001.gif"}),
         "All247images/JPCLN002.IMG": ("JPCLN002", None, "PA", ["nodule", "benign"], None,
                                       {"heart": "scratch/fold2/masks/heart/JPCLN002.gif"}),
-        "All247images/JPCNN001.IMG": ("JPCNN001", None, "PA", ["non-nodule"], None, {}),
+        "All247images/JPCNN001.IMG": ("JPCNN001", None, "PA", [], None, {}),
     }
 
 
@@ -295,7 +295,7 @@ def test_medmnist_lists_and_loads(npz, scratch):
     rows = medmnist.SOURCE.manifest(settings, 0).to_pylist()
     assert [(row["uri"], row["split"], row["labels"]) for row in rows] == [
         (f"medmnist://pneumoniamnist/28/{split}/{k}", split, [label])
-        for split in ("train", "val", "test") for k, label in enumerate(("pneumonia", "normal"))]
+        for split in ("train", "val", "test") for k, label in enumerate(("Pneumonia", "No Finding"))]
     assert len({row["patient_id"] for row in rows}) == 6
     loaded = medmnist.SOURCE.load(rows[1], settings)
     assert (loaded.width, loaded.height, loaded.image.shape) == (28, 28, (28, 28))
@@ -305,7 +305,7 @@ def test_medmnist_lists_and_loads(npz, scratch):
 
 def test_medmnist_of_many_labels_and_of_colour(npz, scratch):
     settings = npz("chestmnist", [[1, 0, 1, *[0] * 11], [0] * 14], subset="chestmnist", size=28)
-    assert [row["labels"] for row in medmnist.SOURCE.rows(settings)][:2] == [["atelectasis", "effusion"], []]
+    assert [row["labels"] for row in medmnist.SOURCE.rows(settings)][:2] == [["Atelectasis", "Pleural Effusion"], []]
     settings = npz("bloodmnist_64", [[0], [7]], 64, (3,), subset="bloodmnist", size=32)
     rows = list(medmnist.SOURCE.rows(settings))
     assert rows[1]["labels"] == ["platelet"]
@@ -363,7 +363,8 @@ def test_huggingface_with_classes(fill, tmp_path):
         (f"data/{name}.parquet#{k}", split, label)
         for name, split in (("test-00000-of-00001", "test"), ("train-00000-of-00002", "train"),
                             ("validation-00000-of-00001", "val"))
-        for k, label in enumerate((["NORMAL"], ["PNEUMONIA"], []))]
+        for k, label in enumerate((["No Finding"], ["Pneumonia"], []))]
+    assert [row["absent"] for row in rows[:3]] == [["Pneumonia"], ["No Finding"], []], "-1 is no label, and no negative"
     assert rows[0]["uri"] == f"{tmp_path}/data/test-00000-of-00001.parquet#0"
     for k in range(3):  # in both row groups
         loaded = huggingface.SOURCE.load(rows[k], settings)
@@ -379,7 +380,7 @@ def test_huggingface_with_classes(fill, tmp_path):
 def test_huggingface_with_lists_of_classes(fill, feature):
     columns = {"labels": pa.array([[0, 1], [], None], pa.list_(pa.int64()))}
     settings = fill(files={"train.parquet": parquet(columns, CLASSES % (b"labels", feature % CLASS))})
-    assert [row["labels"] for row in huggingface.SOURCE.rows(settings)] == [["NORMAL", "PNEUMONIA"], [], []]
+    assert [row["labels"] for row in huggingface.SOURCE.rows(settings)] == [["No Finding", "Pneumonia"], [], []]
 
 
 def test_huggingface_with_plain_columns(fill):
@@ -485,12 +486,21 @@ def test_manifest_of_csv(fill, tmp_path):
         (f"{tmp_path}/images/a.png", "007", "s1", "PA", ["a", "b"], "train", [f"{tmp_path}/masks/a.png"]),
         ("/far/b.png", "/far/b.png", None, None, [], "val", []),
         ("s3://bucket/c.png", "8", None, None, ["c"], "test", ["s3://bucket/m.png"])]
-    assert manifest.SOURCE.manifest(settings, 0).num_rows == 3
+    assert manifest.SOURCE.manifest(settings, 0)["absent"].to_pylist() == [["c"], [], ["a", "b"]]
     loaded = manifest.SOURCE.load(rows[0], settings)
     assert loaded.width == 32
-    assert np.array_equal(loaded.mask, loaded.image > 127)
+    assert np.array_equal(loaded.mask > 0, loaded.image > 127)
+    assert loaded.structures == ("mask",)
     with pytest.raises(Refused):
         manifest.SOURCE.load({"uri": "/far/b.png"}, settings)
+
+
+def test_manifest_that_tells_what_is_absent(fill):
+    settings = fill(files={"list.csv": "path,labels,absent,uncertain\na.png,normal,effusion,\nb.png,edema,,Mass|x\n"})
+    settings.root += "/list.csv"
+    rows = manifest.SOURCE.manifest(settings, 0).to_pylist()
+    assert [(row["labels"], row["absent"], row["uncertain"]) for row in rows] == [
+        (["No Finding"], ["Pleural Effusion"], []), (["Edema"], ["No Finding"], ["Mass", "x"])]
 
 
 def test_manifest_of_parquet_and_tsv(fill):

@@ -120,6 +120,19 @@ def test_the_split_does_not_depend_on_the_order_of_rows(settings):
     assert all(assigned(list(order), settings) == first for order in itertools.permutations(rows))
 
 
+def test_images_of_the_owners_unlabelled_test_part_are_drawn_into_neither_val_nor_test(settings):
+    """As in RSNA: all labelled images are train, and some people have images in both parts."""
+    rows = [(f"labelled {k}", "train") for k in range(300)]
+    rows += [(f"unlabelled {k}", split.TRAIN_ONLY) for k in range(300)]
+    rows += [(f"both {k}", name) for k in range(300) for name in ("train", split.TRAIN_ONLY)]
+    found = assigned(rows, settings)
+    assert {name for patient, name in found.items() if patient.startswith("unlabelled")} == {"train"}
+    for kind in ("labelled", "both"):
+        count = Counter(name for patient, name in found.items() if patient.startswith(kind))
+        assert count["test"] > 10
+        assert count["val"] > 10, "a person is held out with all images"
+
+
 def test_of_a_mix_each_set_is_split_by_itself(settings):
     """One has an official test, one has none, one is too small to be split."""
     rows = [("official", f"a{k}", "test" if k < 5 else "train") for k in range(200)]

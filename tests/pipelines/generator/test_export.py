@@ -40,7 +40,7 @@ runs = {
     "image": {"image": image},
     "images": {"image": [image, image], "labels": LABELS[:1], "generator": [seed(1), seed(2)]},
     "embedding": {"embedding": pipe.embed(image)},
-    "labels": {"labels": [["Mass"], []]},
+    "labels": {"labels": [{"Mass": 1, "Effusion": 0}, []]},
 }
 report = {"defaults": [pipe.config.num_inference_steps, pipe.config.guidance_scale]}
 for name, arguments in runs.items():
@@ -67,11 +67,12 @@ def modules() -> dict:
 UNET = Denoiser(channels=[16, 32], attention=[True, False], norm_groups=8, head_dim=8, cross_attention_dim=24)
 DIT = Denoiser(architecture="dit", width=32, layers=2, head_dim=8, cross_attention_dim=24)
 SHAPES = {"embedding": (16,), "patches": (4, 16), "mask": (3, 8, 8)}
+STRUCTURES = ["heart", "lungs", "polyp"]
 
 
 def generator(modules: dict, network: Denoiser = UNET, condition: Condition | None = None):
     torch.manual_seed(0)
-    denoiser = build(network, condition or Condition(), (4, 8, 8), SHAPES, LABELS).eval()
+    denoiser = build(network, condition or Condition(), (4, 8, 8), SHAPES, LABELS, STRUCTURES).eval()
     for parameter in denoiser.parameters():  # what starts at zero would hide what it is multiplied with
         torch.nn.init.normal_(parameter, std=0.1)
     return assemble(**modules, denoiser=denoiser, num_inference_steps=3, guidance_scale=1.5,
@@ -194,7 +195,8 @@ def test_verify_accepts_the_export_and_names_damage(folder: Path, modules: dict)
 
 @pytest.mark.parametrize("labels", [[], LABELS])
 def test_conditioner_nulls_and_gradients(labels: list[str]) -> None:
-    conditioner = Conditioner(24, 16, patch_tokens=9, labels=labels, mask_channels=2).to(torch.bfloat16)
+    conditioner = Conditioner(24, 16, patch_tokens=9, labels=labels,
+                              structures={"lungs": [4, 1, 2], "heart": [3]}).to(torch.bfloat16)
     given = {"embedding": torch.randn(2, 16), "patches": torch.randn(2, 9, 16), "labels": torch.ones(2, len(labels)),
              "mask": torch.rand(2, 2, 4, 4)}
     drop = dict.fromkeys(given, torch.tensor([True, True]))
@@ -211,6 +213,36 @@ def test_conditioner_nulls_and_gradients(labels: list[str]) -> None:
     assert torch.equal(conditioner.beside(noisy, given, keep)[:, 3:], given["mask"].bfloat16().float())
     given["mask"][1] = -1  # an image without a mask
     assert torch.equal(conditioner.beside(noisy, given, keep)[1], beside[1])
+    given["mask"][0, 1] = -1  # and one of which one structure is not known
+    assert torch.equal(conditioner.beside(noisy, given, keep)[0, 3], given["mask"][0, 0].bfloat16().float())
+    assert torch.equal(conditioner.beside(noisy, given, keep)[0, 4], beside[0, 4])
+
+
+def test_unknown_labels_are_no_absent_ones() -> None:
+    """Present, absent and unknown are three tokens; where nothing is known it is the null of a dropped condition."""
+    torch.manual_seed(0)
+    conditioner = Conditioner(24, 16, embedding_tokens=0, labels=LABELS)
+    states = torch.tensor([[1.0, 0.0], [1.0, -1.0], [1.0, 1.0], [0.0, 0.0], [-1.0, -1.0]])
+    drop = torch.zeros(5, dtype=torch.bool)
+    tokens = conditioner({"labels": states}, {"labels": drop})[:, 0]
+    null = conditioner({"labels": states}, {"labels": ~drop})[0, 0]
+    assert torch.equal(tokens[4], null)
+    assert torch.cdist(tokens, tokens)[~torch.eye(5, dtype=torch.bool)].min() > 0.1
+
+
+def test_labels_are_named_present_or_told_apart(folder: Path) -> None:
+    pipeline = load(folder)
+    for labels, states in ((["Mass"], [[-1, 1]]), ("Mass", [[-1, 1]]), ([], [[-1, -1]]),
+                           ({"Mass": 0, "Effusion": 1}, [[1, 0]]), ([["Mass"], {"Mass": 0}], [[-1, 1], [-1, 0]])):
+        assert pipeline.encode_labels(labels).tolist() == states
+    plain, unknown = (pipeline(generator=seeds(0)[0], output_type="pt", **given).images
+                      for given in ({}, {"labels": []}))
+    assert torch.allclose(plain, unknown, atol=1e-5)
+    present, absent = (pipeline(labels={"Mass": state}, generator=seeds(0)[0], output_type="pt").images
+                       for state in (1, 0))
+    assert not torch.allclose(present, absent, atol=1e-3)
+    with pytest.raises(ValueError, match="present"):
+        pipeline(labels={"Mass": 2})
 
 
 def test_without_any_condition_there_is_a_constant_token() -> None:
@@ -240,12 +272,12 @@ def test_every_kind_of_generator_is_exported_and_samples(modules, tmp_path, netw
             pipeline(image=torch.rand(32, 32))
     if "mask" in known:
         mask = torch.zeros(32, 32, dtype=torch.uint8)
-        mask[8:16, 8:16] = 3
+        mask[8:16, 8:16] = 1  # the left lung is part of the lungs
         masked = pipeline(mask=mask, generator=seeds(0)[0], output_type="pt").images
         assert not torch.equal(masked, plain)
-        assert pipeline.encode_mask(mask)[0, 2, 2, 2] == 1
-        with pytest.raises(ValueError, match="numbers up to 3"):
-            pipeline.encode_mask(mask + 1)
+        assert pipeline.encode_mask(mask)[0, :, 2, 2].tolist() == [0, 1, 0]
+        with pytest.raises(ValueError, match=r"values of these structures.*heart"):
+            pipeline.encode_mask(mask * 255)
 
 
 def test_pixels_stand_in_for_an_autoencoder(modules, tmp_path) -> None:

@@ -76,8 +76,8 @@ def test_a_shard_is_plain_parquet(folder):
 
 
 def test_labels_that_are_not_asked_for_are_left_out():
-    table = pa.table({"labels": [["b"], ["rare", "a"], []]})
-    np.testing.assert_array_equal(labels.multi_hot(table, ["a", "b"]), [[0, 1], [1, 0], [0, 0]])
+    table = pa.table({"labels": [["b"], ["rare", "a"], []], "absent": [["rare"], ["b"], []]})
+    assert labels.label_states(table, ["a", "b"]).tolist() == [[-1, 1], [1, 0], [-1, -1]]
     assert labels.known_labels(table) == ["a", "b", "rare"]
 
 
@@ -90,9 +90,14 @@ def test_png_and_pixels_are_inverse():
 
 
 def test_labels():
-    table = pa.table({"labels": pa.array([["b"], [], ["a", "b"]], pa.list_(pa.string()))})
-    assert labels.known_labels(table) == ["a", "b"]
-    assert labels.multi_hot(table, ["a", "b"]).tolist() == [[0, 1], [0, 0], [1, 1]]
+    kind = pa.list_(pa.string())
+    table = pa.table({"labels": pa.array([["b"], [], ["a", "b"], None], kind),
+                      "absent": pa.array([["a"], ["b", "c"], [], None], kind)})
+    assert labels.known_labels(table) == ["a", "b"], "what is only ever absent is nothing to learn"
+    states = labels.label_states(table, ["a", "b"])
+    assert states.dtype == np.int8
+    assert states.tolist() == [[0, 1], [-1, 0], [1, 1], [-1, -1]]
+    assert labels.label_states(table, []).shape == (4, 0)
 
 
 def test_tensors_come_back_in_shape(folder):
@@ -111,11 +116,11 @@ def test_tensors_of_one_split_come_in_the_order_of_the_shards(folder):
         part = slice(10 * shard, 10 * shard + 10)
         tables.write_shard(folder, shard, pa.table({
             "x": pa.FixedShapeTensorArray.from_numpy_ndarray(values[part]), "split": splits[part],
-            "labels": [["a"] if k % 2 else ["a", "b"] for k in range(10)]}))
+            "labels": [["a"] if k % 2 else ["a", "b"] for k in range(10)], "absent": [["c"]] * 10}))
     for split in ("train", "val"):
         kept = [k for k, of in enumerate(splits) if of == split]
-        arrays, told = tables.read_tensors(folder, ["x"], ["labels"], split)
+        arrays, told = tables.read_tensors(folder, ["x"], ["labels", "absent"], split)
         assert np.array_equal(arrays["x"], values[kept])
         assert told["labels"].to_pylist() == [["a"] if k % 2 else ["a", "b"] for k in kept]
         assert labels.known_labels(told) == ["a", "b"]
-        assert labels.multi_hot(told, ["b", "c"]).tolist() == [[float(k % 2 == 0), 0.0] for k in kept]
+        assert labels.label_states(told, ["b", "c"]).tolist() == [[-1 if k % 2 else 1, 0] for k in kept]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -105,9 +107,9 @@ def test_a_known_distribution_is_recovered(settings, allowed):
 
 def test_the_draw_of_a_step_does_not_depend_on_the_number_of_workers():
     objective = Objective(Settings(), Condition(), "cpu")
-    whole = objective.draw((8, 4, 8, 8), 3, 640)
-    parts = [objective.draw((8, 4, 8, 8), 3, 640, rank, 4) for rank in range(4)]
-    for name in ("posterior", "noise", "level"):
+    whole = objective.draw((8, 4, 8, 8), 3, 640, findings=5)
+    parts = [objective.draw((8, 4, 8, 8), 3, 640, rank, 4, findings=5) for rank in range(4)]
+    for name in ("posterior", "noise", "level", "hidden"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
     for name in whole.drop:
         assert torch.equal(whole.drop[name], torch.cat([part.drop[name] for part in parts]))
@@ -121,6 +123,29 @@ def test_a_tenth_of_the_images_is_seen_without_any_condition():
     assert both == pytest.approx(0.1 + 0.9 * 0.05 * 0.2, abs=0.01)
     assert drop["embedding"].float().mean() == pytest.approx(0.1 + 0.9 * 0.05, abs=0.01)
     assert drop["labels"].float().mean() == pytest.approx(0.1 + 0.9 * 0.2, abs=0.01)
+
+
+def test_of_some_images_any_number_of_findings_is_hidden():
+    condition = Condition(hide_findings=0.5)
+    hidden = Objective(Settings(), condition, "cpu").draw((20_000, 1, 1, 1), 0, 0, findings=4).hidden
+    counts = torch.bincount(hidden.sum(1), minlength=5) / len(hidden)
+    assert counts.tolist() == pytest.approx([0.5 + 0.1, 0.1, 0.1, 0.1, 0.1], abs=0.01)
+    assert Objective(Settings(), Condition(hide_findings=0), "cpu").draw((4, 1, 1, 1), 0, 0, findings=4).hidden is None
+
+
+def test_a_hidden_finding_is_unknown_to_the_network():
+    seen = {}
+
+    class Network(torch.nn.Linear):
+        def forward(self, noisy, timesteps, given, drop):
+            seen.update(given)
+            return noisy
+
+    objective = Objective(Settings(), Condition(), "cpu")
+    hidden = torch.tensor([[True, False], [False, False]])
+    draw = replace(objective.draw((2, 1, 4, 4), 0, 0), hidden=hidden)
+    objective.losses(Network(1, 1), torch.randn(2, 1, 4, 4), {"labels": torch.tensor([[1.0, 0.0], [1.0, 1.0]])}, draw)
+    assert seen["labels"].tolist() == [[-1, 0], [1, 1]]
 
 
 def test_min_snr_leaves_the_weight_of_v_where_sampling_starts():

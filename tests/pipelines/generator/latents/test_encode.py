@@ -6,6 +6,7 @@ from conftest import empty
 
 from cluster.session import Resources
 from cluster.storage import Folder
+from pipelines.data.structures import STRUCTURES
 from pipelines.generator.latents.dataset import columns_of, held_out
 from pipelines.generator.latents.encode import Encode, Encoding, ReadImages, WriteLatents, claim, mask_planes
 from pipelines.generator.latents.spec import latent_spec, write_latents, write_spec
@@ -89,15 +90,20 @@ def test_validation_opens_no_file_of_train_and_draws_from_every_source(tmp_path)
 
 def test_a_mask_becomes_the_share_of_each_structure_at_each_place():
     mask = np.zeros((8, 8), np.uint8)
-    mask[:2, :3], mask[4:, 4:] = 1, 2
-    planes = mask_planes(mask.tobytes(), 8, 4, 2)
+    mask[:2, :3], mask[4:, 4:] = STRUCTURES["left_lung"], STRUCTURES["right_lung"]
+    sides = ("left_lung", "right_lung")
+    planes = mask_planes(mask.tobytes(), sides, 8, 4, ["right_lung", "left_lung", "lungs", "heart"])
     assert planes.dtype == np.float16
-    assert planes[0, 0].tolist() == [1, 0.5, 0, 0]
-    assert planes[1, 2:, 2:].tolist() == [[1, 1], [1, 1]]
-    assert (planes[0].sum(), planes[1].sum()) == (1.5, 4)
-    assert (mask_planes(None, 8, 4, 2) == -1).all()
-    with pytest.raises(ValueError, match=r"latents.masks=1.* 2"):
-        mask_planes(mask.tobytes(), 8, 4, 1)
+    assert planes[1, 0].tolist() == [1, 0.5, 0, 0]
+    assert planes[0, 2:, 2:].tolist() == [[1, 1], [1, 1]]
+    assert (planes[0].sum(), planes[1].sum()) == (4, 1.5)
+    assert (planes[2] == planes[0] + planes[1]).all(), "both lungs are known where both sides are"
+    assert (planes[3] == -1).all(), "what the set does not outline is unknown, and not empty"
+    assert (mask_planes(None, (), 8, 4, ["lungs"]) == -1).all()
+    assert (mask_planes(mask.tobytes(), ("left_lung",), 8, 4, ["lungs"]) == -1).all()
+    assert (mask_planes(bytes(64), ("pneumothorax",), 8, 4, ["pneumothorax"]) == 0).all(), "stated as not there"
+    both = np.full((8, 8), STRUCTURES["lungs"], np.uint8)
+    assert mask_planes(both.tobytes(), ("lungs",), 8, 4, ["left_lung", "lungs"]).mean((1, 2)).tolist() == [-1, 1]
 
 
 @pytest.fixture
@@ -121,24 +127,28 @@ def test_patch_features_and_masks_are_kept_where_asked_for(networks):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 32, 32), dtype=np.uint8)
     mask = np.zeros((32, 32), np.uint8)
-    mask[:16] = 2
+    mask[:16] = STRUCTURES["heart"]
     blank = dict.fromkeys(IMAGES.names)
-    rows = [blank | {"image_id": f"id{k}", "image": png(image), "mask": png(mask) if k else None, "labels": [],
+    rows = [blank | {"image_id": f"id{k}", "image": png(image), "mask": png(mask) if k else None,
+                     "structures": ["heart"] if k else None, "labels": ["Edema"], "absent": ["Mass"],
                      "split": "train"} for k, image in enumerate(images)]
     write_shard(networks / "images", 0, pa.Table.from_pylist(rows, schema=IMAGES))
-    settings = Latents(batch=2, patch_grid=2, masks=2)
+    settings = Latents(batch=2, patch_grid=2, masks=["lungs", "heart"])
     encoding = Encoding(Encode(networks / "autoencoder", networks / "encoder", settings, True), 1)
     block = encoding(ReadImages(networks / "images", settings.masks)(pa.table({"shard": [0]})))
-    WriteLatents(networks / "latents")(block)
+    WriteLatents(networks / "latents", settings.masks)(block)
     write_spec(networks / "latents")
     columns = columns_of(latent_spec(networks / "latents"), CONDITIONS)
-    arrays, table = read_tensors(networks / "latents", columns, ["image_id"], "train")
+    arrays, table = read_tensors(networks / "latents", columns, ["image_id", "labels", "absent"], "train")
     assert {name: array.shape for name, array in arrays.items()} == {
         "latent_mean": (3, 4, 8, 8), "latent_logvar": (3, 4, 8, 8), "embedding": (3, 16), "patches": (3, 4, 16),
         "mask": (3, 2, 8, 8)}
     assert table["image_id"].to_pylist() == ["id0", "id1", "id2"]
+    assert table["labels"].to_pylist() == [["Edema"]] * 3
+    assert table["absent"].to_pylist() == [["Mass"]] * 3
+    assert latent_spec(networks / "latents").structures == ["lungs", "heart"]
     assert (arrays["mask"][0] == -1).all()
-    assert (arrays["mask"][1, 0] == 0).all()
+    assert (arrays["mask"][1, 0] == -1).all()
     assert (arrays["mask"][1, 1, :4] == 1).all()
     assert np.square(arrays["patches"].astype(np.float32)).mean(-1) == pytest.approx(np.ones((3, 4)), rel=1e-2)
     again = encoding.encoder.embed(torch.from_numpy(images[:, None] / 255).float())

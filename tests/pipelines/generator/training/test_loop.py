@@ -36,9 +36,10 @@ def make_table(folder, poisoned=()):
         for name, shape in {"embedding": (WIDTH,), "patches": (4, WIDTH), "mask": (2, *LATENT[1:])}.items()}
     columns = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value) for name, value in tensors.items()}
     told = {"image_id": [f"image-{k}" for k in range(IMAGES)], "patient_id": ["p"] * IMAGES,
-            "labels": [["sick"] if k % 3 else [] for k in range(IMAGES)], "split": ["train"] * IMAGES,
+            "labels": [["sick"] if k % 3 else [] for k in range(IMAGES)],
+            "absent": [[] if k % 3 else ["sick"] for k in range(IMAGES)], "split": ["train"] * IMAGES,
             "source": ["s"] * IMAGES}
-    schema, latents = latents_schema(LATENT, WIDTH, 4, 2), Folder(str(folder / "latents"))
+    schema, latents = latents_schema(LATENT, WIDTH, 4, ["lungs", "heart"]), Folder(str(folder / "latents"))
     write_latents(latents, 0, pa.table({name: (columns | told)[name] for name in schema.names}, schema=schema))
     write_spec(latents)
 
@@ -101,7 +102,8 @@ def unbroken(tmp_path_factory):
 KINDS = {
     "unconditional": ["condition.embedding_tokens=0", "condition.labels=false"],
     "labels": ["condition.embedding_tokens=0"],
-    "patches-mask": ["condition.patches=true", "latents.patch_grid=2", "condition.mask=true", "latents.masks=2"],
+    "patches-mask": ["condition.patches=true", "latents.patch_grid=2", "condition.mask=true",
+                     "latents.masks=[lungs,heart]"],
     "dit": ["denoiser.architecture=dit", "denoiser.width=32", "denoiser.layers=2"],
     "edm": ["objective.process=edm"],
     "flow": ["objective.process=flow", "objective.loss=huber"],
