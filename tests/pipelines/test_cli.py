@@ -113,7 +113,7 @@ def test_composing_settings_loads_neither_torch_nor_ray(stage):
     ("file/below", ["ingest", "storage=file/below"]),
     ("nosuch://", ["ingest", "storage=nosuch://x"]),
     ("circle", ["train", "+graph.autoencoder.needs={ingest: train}"]),
-    ("`rayograph autoencoder`", ["train"]),
+    ("`rayograph ingest`", ["train"]),
     ("`rayograph ingest`", ["encoder"]),
 ])
 def test_a_users_mistake_is_one_line_that_names_it(rayograph, tmp_path, culprit, arguments):
@@ -221,4 +221,4 @@ def test_the_installed_command_returns_the_code_and_no_traceback(tmp_path):
                           capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "rayograph autoencoder" in done.stderr
+    assert "rayograph ingest" in done.stderr

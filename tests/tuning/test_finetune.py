@@ -127,8 +127,8 @@ def test_images_whose_target_is_unknown_take_part_in_nothing(stage, monkeypatch)
                   absent=[])
     seen = {}
 
-    def learn(model, examples, settings, seed, folder):
-        seen[folder.uri.rpartition("/")[2]] = len(examples), int(examples.targets.sum()), settings.images
+    def learn(model, reader, settings, seed, folder):
+        seen[folder.uri.rpartition("/")[2]] = reader.n, int(reader.targets.sum()), settings.images
 
     monkeypatch.setattr(module, "train", learn)
     metrics = finetune(stage)
@@ -137,7 +137,7 @@ def test_images_whose_target_is_unknown_take_part_in_nothing(stage, monkeypatch)
     assert metrics["n"]["test"] == {"images": 120, "positive": 30, "negative": 30, "unknown": 60}
     assert seen == {"real": (200, 100, 800), "synthetic": (100, 50, 800), "mixed": (300, 150, 800)}
     test = load_examples((stage.input("ingest") / "images", "test"), "opacity", None, 32)
-    assert (len(test), int(test.targets.sum())) == (60, 30), "an unlabelled image is no negative"
+    assert (len(test.targets), int(test.targets.sum())) == (60, 30), "an unlabelled image is no negative"
 
 
 def write_corpus(stage: Stage, n: int = 100) -> None:

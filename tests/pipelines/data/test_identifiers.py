@@ -20,8 +20,8 @@ from pipelines.graph.plan import Plan
 from pipelines.graph.run import run_stages
 from pipelines.graph.stage import run_folder
 from pipelines.report.report import report
-from pipelines.tables.parquet import read_table
-from pipelines.tables.schemas import MANIFEST
+from pipelines.tables.parquet import iterate_shards, read_columns
+from pipelines.tables.schemas import IMAGES, MANIFEST
 
 NAME = "ZEBEDEUS"  # of a person, and nothing else is called so
 
@@ -178,8 +178,8 @@ def test_nothing_that_leaves_a_run_names_a_person(archive, tiny, whole):
             content = path.read_bytes()
             assert NAME.encode() not in content, path
             assert secret.encode() not in content, path
-    for row in read_table(Folder(str(folder)) / "ingest" / "quarantine", ["reason", "detail"]).to_pylist():
+    for row in read_columns(Folder(str(folder)) / "ingest" / "quarantine", ["reason", "detail"]).to_pylist():
         assert row["reason"] == "duplicate" or NAME not in row["detail"]
-    columns = [name for name in read_table(Folder(str(folder)) / "ingest" / "images").column_names
-               if name not in ("uri", "image")]
-    assert NAME not in str(read_table(Folder(str(folder)) / "ingest" / "images", columns).to_pydict())
+    columns = [name for name in IMAGES.names if name not in ("uri", "image")]
+    for shard in iterate_shards(Folder(str(folder)) / "ingest" / "images", columns):
+        assert NAME not in str(shard.to_pydict())

@@ -240,7 +240,7 @@ def test_labels_are_named_present_or_told_apart(folder: Path) -> None:
     assert torch.allclose(plain, unknown, atol=1e-5)
     present, absent = (pipeline(labels={"Mass": state}, generator=seeds(0)[0], output_type="pt").images
                        for state in (1, 0))
-    assert not torch.allclose(present, absent, atol=1e-3)
+    assert not torch.allclose(present, absent, atol=1e-5)
     with pytest.raises(ValueError, match="present"):
         pipeline(labels={"Mass": 2})
 

@@ -24,7 +24,9 @@ HOSTILE = "<script>alert('x')</script>"
 PICTURE = png(np.full((8, 8), 90, np.uint8))["bytes"]
 METRICS = {
     "ingest": {"images": 6, "quarantined": 1, "patients": 5, "splits": {"train": 4, "test": 2},
-               "labels": {HOSTILE: 3}, "reasons": {"unreadable": 1}, "images_per_second": 805.6},
+               "labels": {HOSTILE: 3}, "label_report": {"nih_cxr14": {"images": 6, "findings": {
+                   HOSTILE: {"present": 3, "absent": 1234, "unknown": 2}}}}, "reasons": {"unreadable": 1},
+               "images_per_second": 805.6},
     "autoencoder": {"psnr": 27.3},
     "encoder": {"dim": 32, "effective_rank": 9.5, "weights": "untrained"},
     "latents": {"images": 6, "images_per_second": 188.7},

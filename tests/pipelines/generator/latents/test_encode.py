@@ -46,7 +46,7 @@ def table(latents: np.ndarray, first: int, splits: list[str], labels: list[list[
     columns = {"latent_mean": latents, "embedding": np.zeros((n, 3), np.float16)}
     schema = latents_schema((c, h, w), 3, logvar=False)
     known = {"image_id": [f"id{first + k}" for k in range(n)], "source": ["s"] * n, "patient_id": ["p"] * n,
-             "labels": labels, "split": splits}
+             "labels": labels, "absent": [[] for _ in labels], "split": splits}
     tensors = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value) for name, value in columns.items()}
     return pa.table({name: (tensors | known)[name] for name in schema.names}, schema=schema)
 

@@ -25,7 +25,7 @@ from pipelines.tables.parquet import shard_name, write_shard
 from pipelines.tables.schemas import IMAGES
 
 SHARDS, ROWS, BATCH = 7, 12, 24
-SPEC = LatentSpec((4, 8, 8), {"embedding": (16,)}, ["sick"], False, {"train": SHARDS * (ROWS - 2)},
+SPEC = LatentSpec((4, 8, 8), {"embedding": (16,)}, ["sick"], [], False, {"train": SHARDS * (ROWS - 2)},
                   (ROWS - 2,) * SHARDS)
 
 
@@ -40,7 +40,7 @@ def plan(tmp_path_factory) -> StreamPlan:
     blank = dict.fromkeys(IMAGES.names)
     for shard in range(SHARDS):
         rows = [blank | {"image_id": f"{shard}-{k}", "image": png(render(0, 100 * shard + k, 32).image),
-                         "labels": ["sick"] if k % 2 else [], "split": "val" if k in (3, 7) else "train"}
+                         "labels": ["sick"] if k % 2 else [], "absent": [], "split": "val" if k in (3, 7) else "train"}
                 for k in range(ROWS)]
         write_shard(root / "images", shard, pa.Table.from_pylist(rows, schema=IMAGES))
     encode = Encode(root / "autoencoder", root / "encoder", Latents(batch=8), False)
@@ -70,7 +70,7 @@ def test_batches_are_a_function_of_seed_and_cursor_for_any_number_of_workers(pla
     expected = {}
     encoding = Encoding(plan.encode, 1)
     for shard in range(SHARDS):
-        block = encoding(ReadImages(plan.images, 0, "train")(pa.table({"shard": [shard]})))
+        block = encoding(ReadImages(plan.images, [], "train")(pa.table({"shard": [shard]})))
         embeddings = block["embedding"].combine_chunks().to_numpy_ndarray()
         expected |= dict(zip(block["image_id"].to_pylist(), embeddings, strict=True))
     assert len(expected) == SPEC.images["train"], "images of val are left out"
