@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipelines.graph.compose import load_settings
+from pipelines.tables.parquet import read_shard
 
 REAL_DATA = Path(os.environ.get("RAYOGRAPH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -29,6 +31,11 @@ TINY = (
 def empty(folder) -> None:
     """Remove all that a folder holds, whoever's it is."""
     folder.filesystem.delete_dir_contents(folder.path, missing_dir_ok=True)
+
+
+def whole(folder) -> pa.Table:
+    """All of a small table."""
+    return pa.concat_tables([read_shard(folder, name) for name in folder.names(".parquet")])
 
 
 @pytest.fixture

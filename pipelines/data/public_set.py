@@ -6,13 +6,14 @@ per picture, from the owner's own layout and tables. `Published` makes a source 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from cluster.errors import UserError
-from pipelines.data.files import PICTURES, connect, contents_hash, fair_draw, listing, read_image
+from pipelines.data.files import PICTURES, connect, fair_draw, listing, read_image
 from pipelines.data.settings import Data
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from pipelines.data.image.decode import Decoded
     from pipelines.data.image.picture import Picture
+
+BATCH = 10_000  # rows held as Python objects at a time
 
 
 @dataclass(frozen=True)
@@ -167,10 +170,6 @@ class Published:
         self.card, self._images, self._read = card, images, read
         self.name = images.__module__.rsplit(".", 1)[-1]
 
-    def contents(self, settings: Data) -> str:
-        """Hash of all relative paths and sizes."""
-        return contents_hash(self._tree(settings).files)
-
     def manifest(self, settings: Data, seed: int) -> pa.Table:
         """One row per image that is there.
 
@@ -182,19 +181,26 @@ class Published:
         from pipelines.tables.schemas import MANIFEST
 
         tree = self._tree(settings)
-        once: dict[str, Image] = {}  # some owners' lists name a file twice
-        for image in self._images(tree, settings):
-            once.setdefault(image.path, image)
-        rows = [self._row(tree, image) for image in once.values() if image.path in tree.files]
-        if not rows:
+        rows = self._rows(tree, settings)
+        parts = []
+        while part := list(itertools.islice(rows, BATCH)):
+            parts.append(pa.Table.from_pylist(part, schema=MANIFEST))
+        if not parts:
             raise tree.missing("image")
-        rows.sort(key=lambda row: row["path"])
-        rows = [rows[k] for k in fair_draw([row["path"] for row in rows], settings.images)]
-        return pa.Table.from_pylist(rows, schema=MANIFEST)
+        table = pa.concat_tables(parts).sort_by("path")
+        return table if settings.images is None else table.take(fair_draw(table["path"].to_pylist(), settings.images))
+
+    def _rows(self, tree: Tree, settings: Data) -> Iterator[dict[str, Any]]:
+        """Rows of the manifest, in the order of the owner's list, which may name a file twice: the first counts."""
+        seen: set[str] = set()
+        for image in self._images(tree, settings):
+            if image.path in tree.files and image.path not in seen:
+                seen.add(image.path)
+                yield self._row(tree, image)
 
     def load(self, row: Mapping[str, Any], settings: Data, **options: Any) -> Decoded:
         root = self._root(settings)
-        return read_image(root, row["uri"][len(root) + 1 :], row, settings, self.card.masks, read=self._read, **options)
+        return read_image(root, row["path"], row, settings, self.card.masks, read=self._read, **options)
 
     def _row(self, tree: Tree, image: Image) -> dict[str, Any]:
         return {
@@ -202,6 +208,7 @@ class Published:
             "patient_id": image.patient or image.path, "study_id": image.study, "view": image.view,
             "labels": list(image.labels), "uncertain": list(image.uncertain), "split": image.split,
             "masks": [{"name": m.name, "path": m.path, "rle": m.rle} for m in image.masks],
+            "bytes": sum(tree.files.get(path, 0) for path in (image.path, *(m.path for m in image.masks)) if path),
         }
 
     def _root(self, settings: Data) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.errors import UserError
 from pipelines.data.settings import Data
 from pipelines.monitor.progress import say
 from pipelines.tables.schemas import SPLITS
+
+FREE = -1  # a patient whom the source puts in no split
 
 
 def _salted(text: str) -> str:
@@ -54,46 +58,64 @@ def assign(manifest: pa.Table, settings: Data) -> pa.Table:
     Raises:
         UserError: fewer than three patients.
     """
-    patients = manifest["patient_id"].to_pylist()
-    given: dict[str, set[str]] = {}
-    for patient, split in zip(patients, manifest["split"].to_pylist(), strict=True):
-        given.setdefault(patient, set()).update({split} - {None})
-    if len(given) < len(SPLITS):
-        raise UserError(f"{manifest.num_rows} image(s) of {len(given)} patient(s) in {_where(settings)}: train, val "
+    patients = manifest["patient_id"].combine_chunks().dictionary_encode()
+    names, patient = patients.dictionary.to_pylist(), patients.indices.to_numpy()
+    if len(names) < len(SPLITS):
+        raise UserError(f"{manifest.num_rows} image(s) of {len(names)} patient(s) in {_where(settings)}: train, val "
                          "and test need one patient each at least")
-    torn = [patient for patient, splits in given.items() if len(splits) > 1]
-    if torn:
-        say(f"{len(torn)} patients are in several of the source's splits; each goes to the most held-out one")
-    chosen = {patient: max(splits, key=SPLITS.index) if splits else None for patient, splits in given.items()}
-    home = dict(zip(patients, manifest["source"].to_pylist(), strict=True))
-    for source in dict.fromkeys(home.values()):  # of a mix each set is split by itself
-        part = {patient: split for patient, split in chosen.items() if home[patient] == source}
-        if len(part) < len(SPLITS) and len(part) < len(chosen):
+    told = pc.fill_null(pc.index_in(manifest["split"], pa.array(SPLITS)), FREE).to_numpy()
+    chosen, least = np.full(len(names), FREE), np.full(len(names), len(SPLITS))
+    np.maximum.at(chosen, patient, told)
+    np.minimum.at(least, patient, np.where(told == FREE, len(SPLITS), told))
+    if torn := int((least < chosen).sum()):
+        say(f"{torn} patients are in several of the source's splits; each goes to the most held-out one")
+    position = np.array([_position(name) for name in names])
+    sources = manifest["source"].combine_chunks().dictionary_encode()
+    home = np.zeros(len(names), np.int64)
+    home[patient] = sources.indices.to_numpy()
+    for source in range(len(sources.dictionary)):  # of a mix each set is split by itself
+        part = np.flatnonzero(home == source)
+        if len(SPLITS) > len(part) < len(names):
             continue
+        official = bool((chosen[part] != FREE).any())
         for split, share in (("test", settings.test_fraction), ("val", settings.val_fraction)):
-            _hold_out(part, split, share, official=any(given[patient] for patient in part))
-        chosen |= part
-    final = {patient: split or "train" for patient, split in chosen.items()}
-    columns = {"split": [final[p] for p in patients], "patient_id": [hashed(p) for p in patients],
-               "study_id": [study and hashed(study) for study in manifest["study_id"].to_pylist()]}
+            chosen[part] = _hold_out(chosen[part], position[part], SPLITS.index(split), share, official=official)
+    final = pa.array(SPLITS).take(pa.array(np.maximum(chosen, 0)[patient]))
+    studies = manifest["study_id"].combine_chunks().dictionary_encode()
+    columns = {"split": final, "patient_id": _hashed_all(names).take(patients.indices),
+               "study_id": _hashed_all(studies.dictionary.to_pylist()).take(studies.indices)}
     for name, values in columns.items():
-        manifest = manifest.set_column(manifest.schema.get_field_index(name), name, pa.array(values, pa.string()))
+        manifest = manifest.set_column(manifest.schema.get_field_index(name), name, values)
     return manifest
 
 
-def _hold_out(chosen: dict[str, str | None], split: str, share: float, *, official: bool) -> None:
+def _hashed_all(identifiers: list[str]) -> pa.Array:
+    return pa.array([identifier and hashed(identifier) for identifier in identifiers], pa.string())
+
+
+def _hold_out(chosen: np.ndarray, position: np.ndarray, split: int, share: float, *, official: bool) -> np.ndarray:
     """Give `split` its share of the patients that are free, at least one; nothing where the source filled it.
 
     One patient each stays for the splits still to be filled.
+
+    Args:
+        chosen: int (N,), the split of each patient of a source, or FREE.
+        position: float (N,) in [0, 1).
+        split: number of the split.
+        share: of the patients.
+        official: whether the source puts patients in splits; those of its train can be taken then.
     """
-    if split in chosen.values():
-        return
-    free = sorted((p for p, s in chosen.items() if s is None or (official and s == "train")), key=_position)
-    start = 1 - share if split == "val" else 0.0  # val and test take different ends of [0, 1)
-    taken = [p for p in free if start <= _position(p) < start + share] or free[:1]
-    others = 2 if split == "test" and "val" not in chosen.values() else 1
-    for patient in taken[: max(1, len(free) - others)]:
-        chosen[patient] = split
+    train, val, test = range(len(SPLITS))
+    if (chosen == split).any():
+        return chosen
+    free = np.flatnonzero((chosen == FREE) | (official & (chosen == train)))
+    free = free[np.argsort(position[free], kind="stable")]
+    start = 1 - share if split == val else 0.0  # val and test take different ends of [0, 1)
+    taken = free[(start <= position[free]) & (position[free] < start + share)]
+    others = 2 if split == test and not (chosen == val).any() else 1
+    chosen = chosen.copy()
+    chosen[(taken if len(taken) else free[:1])[: max(1, len(free) - others)]] = split
+    return chosen
 
 
 def _where(settings: Data) -> str:

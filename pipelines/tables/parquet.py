@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +16,10 @@ import pyarrow.parquet as pq
 from cluster.storage import Folder
 
 READERS = 8  # shards read side by side, for a file system far away
+AHEAD = 2  # shards of images read before they are asked for
 Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]  # of a name, a shape and a type
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def shard_name(index: int) -> str:
@@ -61,12 +66,73 @@ def row_count(folder: Folder, name: str) -> int:
         return pq.read_metadata(file).num_rows
 
 
+def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """`function` of each item, in order; threads compute at most `ahead` results before they are asked for."""
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def read_split(folder: Folder, name: str, columns: Sequence[str], split: str | None) -> pa.Table:
+    """Columns of one shard, of the rows of `split` where it is given.  A shard without such rows is hardly read."""
+    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
+        shard = pq.ParquetFile(file, pre_buffer=True)
+        if split is None:
+            return shard.read(list(columns))
+        chosen = pc.equal(shard.read(["split"])["split"], split)
+        if not pc.any(chosen).as_py():
+            return pa.schema([shard.schema_arrow.field(column) for column in columns]).empty_table()
+        return shard.read(list(columns)).filter(chosen)
+
+
+def iterate_shards(folder: Folder, columns: Sequence[str], split: str | None = None) -> Iterator[pa.Table]:
+    """Columns of every shard in order, of the rows of `split` where it is given; AHEAD shards and one in memory."""
+    return read_ahead(lambda name: read_split(folder, name, columns, split), folder.names(".parquet"), AHEAD)
+
+
+def column_shards(folder: Folder, columns: Sequence[str], split: str | None = None) -> dict[str, pa.Table]:
+    """Small columns of all shards by the shard's name, of the rows of `split` where it is given.
+
+    Images and tensors, whose size has no bound over a whole table, are refused: `iterate_shards` and
+    `pipelines.tables.draw` are for them.
+    """
+    def read(name: str) -> pa.Table:
+        table = read_split(folder, name, columns, split)
+        assert all(map(is_small, table.schema.types)), f"{folder.uri}: among {list(columns)} are images or tensors"
+        return table
+
+    names = folder.names(".parquet")
+    return dict(zip(names, read_ahead(read, names, READERS), strict=True))
+
+
+def read_columns(folder: Folder, columns: Sequence[str], split: str | None = None) -> pa.Table:
+    """Small columns of a whole table, in the order of the shards; as `column_shards`, in one."""
+    shards = list(column_shards(folder, columns, split).values())
+    return pa.concat_tables(shards).combine_chunks() if shards else pa.table({column: [] for column in columns})
+
+
 def read_table(folder: Folder, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
     """All shards in order, as one table.  Only rows of `split` where it is given."""
     wanted = None if columns is None else list(dict.fromkeys([*columns, *(["split"] if split else [])]))
     tables = [read_shard(folder, name, wanted) for name in folder.names(".parquet")]
     table = pa.concat_tables(tables).combine_chunks() if tables else pa.table({})
     return table.filter(pc.field("split") == split) if split and table.num_rows else table
+
+
+def is_small(kind: pa.DataType) -> bool:
+    """Whether a value is a name, a number, a hash or a list of such, and neither an image nor a tensor."""
+    if pa.types.is_struct(kind):
+        return not any(pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type) for field in kind)
+    return not isinstance(kind, pa.FixedShapeTensorType)
 
 
 def tensors(table: pa.Table, column: str) -> np.ndarray:

@@ -23,6 +23,7 @@ MANIFEST = pa.schema([
     ("uncertain", pa.list_(pa.string())),  # labels that the source neither states nor denies
     ("split", pa.string()),
     ("masks", pa.list_(MASK)),
+    ("bytes", pa.int64()),  # of its file and masks, where the listing tells
 ])
 
 QUARANTINE = pa.schema([
@@ -49,7 +50,8 @@ IMAGES = with_features(pa.schema([
     ("image_id", pa.string()),
     ("image", IMAGE),
     ("mask", IMAGE),  # 0, or the number of a structure in the order of its source's card; null where there is none
-    *(field for field in MANIFEST if field.name not in ("path", "masks")),
+    ("row", pa.int64()),  # of the manifest
+    *(field for field in MANIFEST if field.name not in ("path", "masks", "bytes")),
     ("width", pa.int32()),  # pixels of the original
     ("height", pa.int32()),
     ("sha256", pa.string()),  # of the original file

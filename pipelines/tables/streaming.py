@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -32,22 +32,35 @@ def stream(blocks: Sequence[pa.Table], operators: Sequence[tuple[Any, dict[str, 
     """
     if not blocks:
         return None
+    start, before = time.perf_counter(), shown.n
+    for row in results(blocks, operators):
+        shown.add(row["rows"])
+    return round((shown.n - before) / (time.perf_counter() - start), 2)
+
+
+def results(blocks: Sequence[pa.Table], operators: Sequence[tuple[Any, dict[str, Any]]],
+            tolerant: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows that the last operator returns for each block, as they come.
+
+    Args:
+        blocks: One table per shard.
+        operators: As for `stream`.
+        tolerant: Go on where a worker dies more often than it may: there are then no rows of its block.
+    """
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
 
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # Ray's plans and notices go to its log file, not to the user
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL if tolerant else logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = None  # a shard stays one block
+    context.max_errored_blocks = -1 if tolerant else 0
     data = ray.data.from_arrow(list(blocks))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # there is no other way yet to bound an actor's retries
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # there is no other way yet to bound retries
         for operator, arguments in operators:
             data = data.map_batches(operator, batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
                                     **arguments)
-    start, before = time.perf_counter(), shown.n
-    for row in data.iter_rows():
-        shown.add(row["rows"])
-    return round((shown.n - before) / (time.perf_counter() - start), 2)
+    yield from data.iter_rows()

@@ -26,7 +26,7 @@ def label_map(masks: Sequence[dict[str, Any]], names: Sequence[str], decoded: De
         masks: Structs of the manifest (name, and path or rle); where two overlap the later one counts.
         names: All structures of the source; the first has the number 1.
         decoded: The image.
-        read: From a mask's path to its file.
+        read: From a mask's path to its file; raises Refused where there is none.
 
     Returns:
         uint8 of the image's shape.
@@ -49,8 +49,8 @@ def label_map(masks: Sequence[dict[str, Any]], names: Sequence[str], decoded: De
 def _read(mask: dict[str, Any], read: Callable[[str], bytes]) -> bytes:
     try:
         return read(mask["path"])
-    except (FileNotFoundError, PermissionError) as error:
-        raise Refused("bad_mask", f"{mask['name']} {mask['path']}: {error}") from error
+    except Refused as refused:
+        raise Refused("bad_mask", f"{mask['name']} {mask['path']}: {refused}") from refused
 
 
 def _bright(content: bytes) -> Image.Image:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
-from pipelines.data.files import PICTURES, contents_hash, fair_draw, listing, read_image
+from pipelines.data.files import PICTURES, fair_draw, listing, read_image
 from pipelines.data.settings import Data
 from pipelines.monitor.progress import say
 
@@ -20,11 +20,6 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "va
                "testing": "test"}
 
 
-def contents(settings: Data) -> str:
-    """Hash of all relative paths and sizes."""
-    return contents_hash(_images(_root(settings)))
-
-
 def manifest(settings: Data, seed: int) -> pa.Table:
     """One row per image file.  Raises UserError when there is none, or when patient_regex fits none."""
     import pyarrow as pa
@@ -32,12 +27,13 @@ def manifest(settings: Data, seed: int) -> pa.Table:
     from pipelines.tables.schemas import MANIFEST
 
     root = _root(settings)
-    there = list(_images(root))
+    sizes = _images(root)
+    there = list(sizes)
     paths = [there[k] for k in fair_draw(there, settings.images)]
     patients = _patients(paths, settings.patient_regex)
     rows = [
         {"source": "folder", "uri": f"{root}/{path}", "path": path, "patient_id": patient, "study_id": None,
-         "view": None, **dict(zip(("split", "labels"), _place(path), strict=True))}
+         "view": None, "bytes": sizes[path], **dict(zip(("split", "labels"), _place(path), strict=True))}
         for path, patient in zip(paths, patients, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=MANIFEST)

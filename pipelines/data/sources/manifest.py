@@ -6,7 +6,6 @@ view, labels (a list, or joined by `|`), split (train, val or test) and mask (li
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -37,10 +36,6 @@ CARD = Card(
 class Manifest:
     name, card = "manifest", CARD
 
-    def contents(self, settings: Data) -> str:
-        """Hash of the list itself; the images are not looked at."""
-        return hashlib.sha256(_read(_root(settings))).hexdigest()[:16]
-
     def manifest(self, settings: Data, seed: int) -> pa.Table:
         """One row per row of the list; what is not there is refused when it is loaded.
 
@@ -69,7 +64,7 @@ class Manifest:
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         folder, _, name = row["uri"].rpartition("/")
-        return read_image(folder, name, row, settings, CARD.masks)
+        return read_image(folder, name, row, settings, CARD.masks, listed=False)
 
 
 def as_table(rows: list[dict[str, Any]], settings: Data) -> pa.Table:

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pydicom
 import pytest
-from conftest import empty
+from conftest import empty, whole
 from PIL import Image
 
 from cluster.session import Resources
@@ -15,7 +15,7 @@ from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage
 from pipelines.tables.images import pixels
-from pipelines.tables.parquet import read_shard, read_table
+from pipelines.tables.parquet import read_shard
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -81,7 +81,7 @@ def run(settings) -> tuple[Stage, dict]:
 
 
 def rows(stage: Stage) -> list[dict]:
-    return read_table(stage.folder / "images").to_pylist()
+    return whole(stage.folder / "images").to_pylist()
 
 
 def by_name(stage: Stage) -> dict[str, dict]:
@@ -90,7 +90,7 @@ def by_name(stage: Stage) -> dict[str, dict]:
 
 def refused(stage: Stage) -> dict[str, str]:
     """Reason by file; every one once."""
-    table = read_table(stage.folder / "quarantine").to_pylist()
+    table = whole(stage.folder / "quarantine").to_pylist()
     found = {"/".join(row["uri"].split("/")[-2:]): row["reason"] for row in table}
     assert len(found) == len(table)
     return found
@@ -108,10 +108,10 @@ def test_a_bad_image_costs_one_row_of_quarantine(xrays, settings):
     assert metrics["reasons"] == dict(Counter(reason for _, reason in BAD.values()))
     assert metrics["images_per_second"] > 0
     assert all(row["detail"] and row["stage"] == "ingest"
-               for row in read_table(stage.folder / "quarantine").to_pylist())
+               for row in whole(stage.folder / "quarantine").to_pylist())
     assert all(row["split"] == name.split("/")[0] for name, row in found.items())
     assert {(row["width"], row["height"]) for row in found.values()} == {(36, 40)}
-    assert pixels(read_table(stage.folder / "images")).shape == (24, 1, 32, 32)
+    assert pixels(whole(stage.folder / "images")).shape == (24, 1, 32, 32)
     assert len({row["image_id"] for row in found.values()}) == 24
 
 
@@ -279,6 +279,6 @@ def test_hugging_face_datasets_opens_the_shards(xrays, settings, tmp_path):
     assert data.num_rows == 24
     assert isinstance(data.features["image"], datasets.Image)
     np.testing.assert_array_equal(np.stack([np.asarray(image) for image in data["image"]])[:, None],
-                                  pixels(read_table(stage.folder / "images")))
+                                  pixels(whole(stage.folder / "images")))
     assert data[0]["labels"] == []
     assert data[0]["split"] in ("train", "val", "test")

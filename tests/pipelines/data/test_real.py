@@ -4,13 +4,13 @@ import io
 
 import numpy as np
 import pytest
+from conftest import whole
 from PIL import Image
 
 from cluster.session import Resources
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
 from pipelines.graph.stage import run_folder
-from pipelines.tables.parquet import read_table
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -26,8 +26,8 @@ def ingested(real_data, tmp_path):
         plan.begin("ingest", redo=False)
         metrics = plan.execute("ingest", Resources(2, 0, 2))["metrics"]
         folder = run_folder(settings) / "ingest"
-        images = read_table(folder / "images").to_pylist()
-        refused = read_table(folder / "quarantine").to_pylist() if (folder / "quarantine").names() else []
+        images = whole(folder / "images").to_pylist()
+        refused = whole(folder / "quarantine").to_pylist() if (folder / "quarantine").names() else []
         assert (len(images), len(refused)) == (metrics["images"], metrics["quarantined"])
         return images, refused
 
