@@ -34,6 +34,7 @@ def session() -> Iterator[Resources]:
     """Connect to the cluster named by RAY_ADDRESS, or start one on this machine and stop it at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_task_oom_retries", "3")  # of a task that takes too much memory; Ray's own is no limit
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

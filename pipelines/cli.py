@@ -102,6 +102,7 @@ def _hydra(command: str, overrides: list[str]) -> int:
 def _execute(command: str, config: Any, written: set[str]) -> int:
     """Run one command under one configuration, into a folder that is not yet `written`; returns the exit code."""
     from cluster.errors import UserError
+    from cluster.faults import StorageUnavailable
     from pipelines.graph import compose, run
     from pipelines.graph.stage import run_folder
 
@@ -134,7 +135,7 @@ def _execute(command: str, config: Any, written: set[str]) -> int:
         return 0
     except UserError as error:
         return mistake(str(error))
-    except FloatingPointError as error:  # a training that came apart: the user's to mend, but no mistake in the command
+    except (FloatingPointError, StorageUnavailable) as error:  # the user's to mend, but no mistake in the command
         mistake(str(error))
         return 1
     except KeyboardInterrupt:

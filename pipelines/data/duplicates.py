@@ -4,15 +4,17 @@ in their number."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 BITS = 256
+KEY_BITS = 56  # of a band, at most: with the shift within a byte they fit into 64
+PAIRS = 1 << 20  # kept until they are joined
 NEIGHBOURS = 48  # compared with each image of a band; there are more with one key only among very many alike
 
 
-def groups(ids: Sequence[str], hashes: np.ndarray | None, radius: int | None) -> np.ndarray:
+def groups(ids: Sequence[str] | np.ndarray, hashes: np.ndarray | None, radius: int | None) -> np.ndarray:
     """Number of the group of equal pictures that each image belongs to, int (N,).
 
     Args:
@@ -20,10 +22,20 @@ def groups(ids: Sequence[str], hashes: np.ndarray | None, radius: int | None) ->
         hashes: Perceptual hashes, uint8 (N, 32), or None to go by ids alone.
         radius: Bits that hashes of near-duplicates differ in, at most; None to go by ids alone.
     """
-    _, exact = np.unique(np.asarray(ids), return_inverse=True)
-    if radius is None or hashes is None or not len(exact):
-        return exact
-    return joined(exact, near_pairs(hashes, radius))
+    _, group = np.unique(np.asarray(ids), return_inverse=True)
+    if radius is None or hashes is None or not len(group):
+        return group
+    waiting: list[tuple[np.ndarray, np.ndarray]] = []
+    for one, other in near_pairs(hashes, radius):
+        apart = group[one] != group[other]
+        waiting.append((one[apart], other[apart]))
+        if sum(len(pairs[0]) for pairs in waiting) > PAIRS:
+            group, waiting = joined(group, _all(waiting)), []
+    return joined(group, _all(waiting)) if waiting else group
+
+
+def _all(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([one for one, _ in pairs]), np.concatenate([other for _, other in pairs])
 
 
 def joined(group: np.ndarray, links: np.ndarray | tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -50,27 +62,34 @@ def _first(group: np.ndarray) -> np.ndarray:
     return first[inverse]
 
 
-def near_pairs(hashes: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of pairs whose hashes differ in no more than `radius` bits.
+def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of pairs whose hashes differ in no more than `radius` bits, some at a time; a pair may come several times.
 
     Cut into radius + 1 bands, two such hashes agree in one band at least (Manku, Jain and Sarma, WWW 2007). In each
     band those that agree are neighbours in order, and each is compared with the next NEIGHBOURS.
     """
     words = np.ascontiguousarray(hashes).view(np.uint64)
     order = np.lexsort(words.T)  # so that those alike lie side by side within a band's key too
-    bits = np.unpackbits(np.ascontiguousarray(hashes[order]), axis=1)
-    edges = np.linspace(0, BITS, radius + 2).astype(int)
-    found = []
-    for start, stop in itertools.pairwise(edges):
-        key = bits[:, start:stop] @ (1 << np.arange(stop - start, dtype=np.int64))
-        rows = order[np.argsort(key, kind="stable")]
-        key = np.sort(key)
+    for start, stop in itertools.pairwise(np.linspace(0, BITS, radius + 2).astype(int).tolist()):
+        key = _key(hashes, start, stop)[order]
+        by_key = np.argsort(key, kind="stable")
+        rows, key = order[by_key], key[by_key]
         for step in range(1, min(NEIGHBOURS, len(key) - 1) + 1):
             same = np.flatnonzero(key[step:] == key[:-step])
             if not len(same):
                 break
             one, other = rows[same], rows[same + step]
-            near = np.bitwise_count(words[one] ^ words[other]).sum(1) <= radius
-            found.append(np.stack([one[near], other[near]]))
-    pairs = np.concatenate(found, axis=1) if found else np.zeros((2, 0), np.int64)
-    return pairs[0], pairs[1]
+            bits = sum(np.bitwise_count(words[one, k] ^ words[other, k]).astype(np.int16)
+                       for k in range(words.shape[1]))
+            near = bits <= radius
+            yield one[near], other[near]
+
+
+def _key(hashes: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """The bits [start, stop) of each hash, the first KEY_BITS of them, as uint64 (N,)."""
+    first, width = start // 8, min(stop - start, KEY_BITS)
+    window = np.zeros((len(hashes), 8), np.uint8)
+    taken = hashes[:, first : first + 8]
+    window[:, : taken.shape[1]] = taken
+    word = window.view(">u8")[:, 0].astype(np.uint64)
+    return (word << np.uint64(start % 8)) >> np.uint64(64 - width)

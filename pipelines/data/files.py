@@ -1,4 +1,4 @@
-"""The files below a source's root: listed once, hashed, drawn from, and read through one connection."""
+"""The files below a source's root: listed, drawn from, and read through one connection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
+from cluster.faults import read_listed
 from cluster.storage import Folder
+from pipelines.data.image.picture import Refused
 from pipelines.data.settings import Data
 
 if TYPE_CHECKING:
@@ -45,20 +47,16 @@ def listing(root: str) -> dict[str, int]:
     return dict(sorted((path, size) for path, size in files if not any(p.startswith(".") for p in path.split("/"))))
 
 
-def contents_hash(files: Mapping[str, int]) -> str:
-    """Tells one set of paths and sizes from another."""
-    return hashlib.sha256("\n".join(f"{path} {size}" for path, size in files.items()).encode()).hexdigest()[:16]
-
-
 def fair_draw(paths: Sequence[str], n: int | None) -> list[int]:
     """Indices, in order, of `n` of the paths (all for None): from all folders alike, whatever other paths there are."""
     if n is None:
         return list(range(len(paths)))
-    drawn = sorted(range(len(paths)), key=lambda k: hashlib.sha256(paths[k].encode()).hexdigest())
+    drawn = sorted(range(len(paths)), key=lambda k: hashlib.sha256(paths[k].encode()).digest())
     return sorted(drawn[:n])
 
 
-def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, **options: Any) -> Decoded:
+def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, listed: bool = True,
+               **options: Any) -> Decoded:
     """Read and decode one file, and its masks if it has any.
 
     Args:
@@ -66,28 +64,36 @@ def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, *
         name: Path of the image.
         row: Of the manifest.
         settings: What to make of it.
+        listed: Whether a listing of the folder named the file; else, where it is not there, nobody said that it was.
         options: Further ones of `decode`.
 
     Raises:
         Refused: why it cannot be used.
+        StorageUnavailable: it cannot be read from this node, which says nothing against it.
+        UserError: it is gone since it was listed.
     """
     from pipelines.data.image.decode import decode
     from pipelines.data.image.masks import label_map
-    from pipelines.data.image.picture import Refused
 
-    try:
-        content = connect(folder).read(name)
-    except (FileNotFoundError, PermissionError) as error:  # other errors may pass: they are the storage's, not its own
-        raise Refused("unreadable", str(error)) from error
+    content = _read(folder, name, listed)
     with DECODING:
         decoded = decode(content, settings, view=row.get("view"), **options)
     if not row.get("masks"):
         return decoded
-    return replace(decoded, mask=label_map(row["masks"], decoded, lambda path: _read(folder, path)),
+    return replace(decoded, mask=label_map(row["masks"], decoded, lambda path: _read(folder, path, False)),
                    structures=tuple(dict.fromkeys(mask["name"] for mask in row["masks"])))
 
 
-def _read(folder: str, path: str) -> bytes:
+def _read(folder: str, path: str, listed: bool) -> bytes:
     if "://" in path or path.startswith("/"):
         folder, _, path = path.rpartition("/")
-    return connect(folder).read(path)
+    if listed:
+        return read_listed(connect(folder), path)
+    try:
+        return connect(folder).read(path)
+    except FileNotFoundError as error:
+        if connect(folder).names():  # the folder of a mount that is missing is empty
+            raise Refused("missing", "it is not there") from error
+        return read_listed(connect(folder), path)
+    except OSError:
+        return read_listed(connect(folder), path)

@@ -6,13 +6,14 @@ per picture, from the owner's own layout and tables. `Published` makes a source 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from cluster.errors import UserError
-from pipelines.data.files import PICTURES, connect, contents_hash, fair_draw, listing, read_image
+from pipelines.data.files import PICTURES, connect, fair_draw, listing, read_image
 from pipelines.data.findings import states
 from pipelines.data.settings import Data
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 TRAIN_ONLY = "train only"
 """Split of an image of the owner's test part whose labels are not given out, which would test nothing: train, unless
 its patient is held out for another image."""
+BATCH = 10_000  # rows held as Python objects at a time
 
 
 @dataclass(frozen=True)
@@ -179,10 +181,6 @@ class Published:
         self.card, self._images, self._read = card, images, read
         self.name = images.__module__.rsplit(".", 1)[-1]
 
-    def contents(self, settings: Data) -> str:
-        """Hash of all relative paths and sizes."""
-        return contents_hash(self._tree(settings).files)
-
     def manifest(self, settings: Data, seed: int) -> pa.Table:
         """One row per image that is there.
 
@@ -194,15 +192,22 @@ class Published:
         from pipelines.tables.schemas import MANIFEST
 
         tree = self._tree(settings)
-        once: dict[str, Image] = {}  # some owners' lists name a file twice
-        for image in self._images(tree, settings):
-            once.setdefault(image.path, image)
-        rows = [self._row(tree, image) for image in once.values() if image.path in tree.files]
-        if not rows:
+        rows = self._rows(tree, settings)
+        parts = []
+        while part := list(itertools.islice(rows, BATCH)):
+            parts.append(pa.Table.from_pylist(part, schema=MANIFEST))
+        if not parts:
             raise tree.missing("image")
-        rows.sort(key=lambda row: row["path"])
-        rows = [rows[k] for k in fair_draw([row["path"] for row in rows], settings.images)]
-        return pa.Table.from_pylist(rows, schema=MANIFEST)
+        table = pa.concat_tables(parts).sort_by("path")
+        return table if settings.images is None else table.take(fair_draw(table["path"].to_pylist(), settings.images))
+
+    def _rows(self, tree: Tree, settings: Data) -> Iterator[dict[str, Any]]:
+        """Rows of the manifest, in the order of the owner's list, which may name a file twice: the first counts."""
+        seen: set[str] = set()
+        for image in self._images(tree, settings):
+            if image.path in tree.files and image.path not in seen:
+                seen.add(image.path)
+                yield self._row(tree, image)
 
     def load(self, row: Mapping[str, Any], settings: Data, **options: Any) -> Decoded:
         from pipelines.data.image.picture import NOT_WANTED, Refused
@@ -211,7 +216,7 @@ class Published:
             raise Refused(reason, f"its header says so: {NOT_WANTED[reason]}")
         root = self._root(settings)
         options = {"inverted": bool(row.get("inverted")), "read": self._read, **options}
-        return read_image(root, row["uri"][len(root) + 1 :], row, settings, **options)
+        return read_image(root, row["path"], row, settings, **options)
 
     def _row(self, tree: Tree, image: Image) -> dict[str, Any]:
         return {
@@ -221,6 +226,7 @@ class Published:
                      self.card.assesses if image.labelled else ()), "split": image.split,
             "masks": [{"name": m.name, "path": m.path, "rle": m.rle} for m in image.masks],
             "inverted": image.inverted, "refused": image.refused,
+            "bytes": sum(tree.files.get(path, 0) for path in (image.path, *(m.path for m in image.masks)) if path),
         }
 
     def _root(self, settings: Data) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.errors import UserError
 from pipelines.data.public_set import TRAIN_ONLY
 from pipelines.data.settings import Data
 from pipelines.monitor.progress import say
 from pipelines.tables.schemas import SPLITS
+
+FREE = -1  # a patient whom the source puts in no split
+NEVER_HELD_OUT = -2  # one of whom there are TRAIN_ONLY images alone
 
 
 def empty(counts: dict[str, int]) -> list[str]:
@@ -40,45 +45,58 @@ def assign(manifest: pa.Table, settings: Data) -> pa.Table:
     Raises:
         UserError: fewer than three patients.
     """
-    patients = manifest["patient_id"].to_pylist()
-    given: dict[str, set[str | None]] = {}
-    for patient, split in zip(patients, manifest["split"].to_pylist(), strict=True):
-        given.setdefault(patient, set()).add(split)
-    if len(given) < len(SPLITS):
-        raise UserError(f"{manifest.num_rows} image(s) of {len(given)} patient(s) in {_where(settings)}: train, val "
+    patients = manifest["patient_id"].combine_chunks().dictionary_encode()
+    names, patient = patients.dictionary.to_pylist(), patients.indices.to_numpy()
+    if len(names) < len(SPLITS):
+        raise UserError(f"{manifest.num_rows} image(s) of {len(names)} patient(s) in {_where(settings)}: train, val "
                          "and test need one patient each at least")
-    official = {patient: [split for split in SPLITS if split in splits] for patient, splits in given.items()}
-    torn = [patient for patient, splits in official.items() if len(splits) > 1]
-    if torn:
-        say(f"{len(torn)} patients are in several of the source's splits; each goes to the most held-out one")
-    chosen = {patient: splits[-1] if splits else TRAIN_ONLY if given[patient] == {TRAIN_ONLY} else None
-              for patient, splits in official.items()}
-    home = dict(zip(patients, manifest["source"].to_pylist(), strict=True))
-    for source in dict.fromkeys(home.values()):  # of a mix each set is split by itself
-        part = {patient: split for patient, split in chosen.items() if home[patient] == source}
-        if len(part) < len(SPLITS) and len(part) < len(chosen):
+    told = pc.fill_null(pc.index_in(manifest["split"], pa.array(SPLITS)), FREE).to_numpy()
+    chosen, least = np.full(len(names), FREE), np.full(len(names), len(SPLITS))
+    np.maximum.at(chosen, patient, told)
+    np.minimum.at(least, patient, np.where(told == FREE, len(SPLITS), told))
+    if torn := int((least < chosen).sum()):
+        say(f"{torn} patients are in several of the source's splits; each goes to the most held-out one")
+    only = np.ones(len(names), bool)
+    np.logical_and.at(only, patient, pc.fill_null(pc.equal(manifest["split"], TRAIN_ONLY), False).to_numpy())
+    chosen[only] = NEVER_HELD_OUT
+    position = np.array([_position(name) for name in names])
+    sources = manifest["source"].combine_chunks().dictionary_encode()
+    home = np.zeros(len(names), np.int64)
+    home[patient] = sources.indices.to_numpy()
+    for source in range(len(sources.dictionary)):  # of a mix each set is split by itself
+        part = np.flatnonzero(home == source)
+        if len(SPLITS) > len(part) < len(names):
             continue
+        official = bool((chosen[part] >= 0).any())
         for split, share in (("test", settings.test_fraction), ("val", settings.val_fraction)):
-            _hold_out(part, split, share, official=any(official[patient] for patient in part))
-        chosen |= part
-    final = {patient: split if split in SPLITS else "train" for patient, split in chosen.items()}
-    splits = pa.array([final[patient] for patient in patients], pa.string())
-    return manifest.set_column(manifest.schema.get_field_index("split"), "split", splits)
+            chosen[part] = _hold_out(chosen[part], position[part], SPLITS.index(split), share, official=official)
+    final = pa.array(SPLITS).take(pa.array(np.maximum(chosen, 0)[patient]))
+    return manifest.set_column(manifest.schema.get_field_index("split"), "split", final)
 
 
-def _hold_out(chosen: dict[str, str | None], split: str, share: float, *, official: bool) -> None:
+def _hold_out(chosen: np.ndarray, position: np.ndarray, split: int, share: float, *, official: bool) -> np.ndarray:
     """Give `split` its share of the patients that are free, at least one; nothing where the source filled it.
 
     One patient each stays for the splits still to be filled.
+
+    Args:
+        chosen: int (N,), the split of each patient of a source, or FREE, or NEVER_HELD_OUT.
+        position: float (N,) in [0, 1).
+        split: number of the split.
+        share: of the patients.
+        official: whether the source puts patients in splits; those of its train can be taken then.
     """
-    if split in chosen.values():
-        return
-    free = sorted((p for p, s in chosen.items() if s is None or (official and s == "train")), key=_position)
-    start = 1 - share if split == "val" else 0.0  # val and test take different ends of [0, 1)
-    taken = [p for p in free if start <= _position(p) < start + share] or free[:1]
-    others = 2 if split == "test" and "val" not in chosen.values() else 1
-    for patient in taken[: max(1, len(free) - others)]:
-        chosen[patient] = split
+    train, val, test = range(len(SPLITS))
+    if (chosen == split).any():
+        return chosen
+    free = np.flatnonzero((chosen == FREE) | (official & (chosen == train)))
+    free = free[np.argsort(position[free], kind="stable")]
+    start = 1 - share if split == val else 0.0  # val and test take different ends of [0, 1)
+    taken = free[(start <= position[free]) & (position[free] < start + share)]
+    others = 2 if split == test and not (chosen == val).any() else 1
+    chosen = chosen.copy()
+    chosen[(taken if len(taken) else free[:1])[: max(1, len(free) - others)]] = split
+    return chosen
 
 
 def _where(settings: Data) -> str:

@@ -27,6 +27,7 @@ MANIFEST = pa.schema([
     ("masks", pa.list_(MASK)),
     ("inverted", pa.bool_()),  # only the source's tables tell that air is bright; null: no
     ("refused", pa.string()),  # the reason why an image is not wanted, where that is known without reading it
+    ("bytes", pa.int64()),  # of its file and masks, where the listing tells
 ])
 ONLY_LISTED = ("path", "masks", "inverted", "refused")  # what the images' table does not take over
 
@@ -55,6 +56,7 @@ IMAGES = with_features(pa.schema([
     ("image", IMAGE),
     ("mask", IMAGE),  # 0, or the number of a structure in pipelines.data.structures; null where none is outlined
     ("structures", pa.list_(pa.string())),  # that the mask outlines, also where they take up no pixel
+    ("row", pa.int64()),  # of the manifest
     *(field for field in MANIFEST if field.name not in ONLY_LISTED),
     ("width", pa.int32()),  # pixels of the original
     ("height", pa.int32()),

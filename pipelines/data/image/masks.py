@@ -25,7 +25,7 @@ def label_map(masks: Sequence[dict[str, Any]], decoded: Decoded, read: Callable[
     Args:
         masks: Structs of the manifest (name, and path or rle); where two overlap the later one counts.
         decoded: The image.
-        read: From a mask's path to its file.
+        read: From a mask's path to its file; raises Refused where there is none.
 
     Returns:
         uint8 of the image's shape.
@@ -48,8 +48,8 @@ def label_map(masks: Sequence[dict[str, Any]], decoded: Decoded, read: Callable[
 def _read(mask: dict[str, Any], read: Callable[[str], bytes]) -> bytes:
     try:
         return read(mask["path"])
-    except (FileNotFoundError, PermissionError) as error:
-        raise Refused("bad_mask", f"the mask of {mask['name']} is not there ({type(error).__name__})") from error
+    except Refused as refused:
+        raise Refused("bad_mask", f"the mask of {mask['name']}: {refused}") from refused
 
 
 def _bright(content: bytes) -> Image.Image:

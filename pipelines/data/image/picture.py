@@ -24,6 +24,7 @@ BAD = {
     "too_large": "more pixels than data.max_pixels",
     "constant": "all pixels are equal",
     "bad_mask": "a mask cannot be read, or is not of the image's size",
+    "killed_its_worker": "decoding it ends the process, by a crash or for memory",
     "decoder_failed": "an error that none of these names: a defect of a reader",
 }
 NOT_WANTED = {

@@ -1,10 +1,10 @@
 """Public data sets and local folders, one module each, found by name (`data.source`).
 
-A source is a module, or the `SOURCE` of one, with three functions:
+A source is a module, or the `SOURCE` of one, with two functions:
 
-- `contents(settings) -> str | None`: a cheap hash of what is there now, so that a changed folder is noticed;
-- `manifest(settings, seed) -> pyarrow.Table`: one row per image (`records.MANIFEST`), `split` null where the source
-  has none, `patient_id` as the source names it;
+- `manifest(settings, seed) -> pyarrow.Table`: one row per image (`schemas.MANIFEST`), `split` null where the source
+  has none, `patient_id` as the source names it; no image is read. A change of any row but of `uri` is a change of the
+  data: ingest is then stale;
 - `load(row, settings) -> Decoded`: the image of a row of the manifest, or `picture.Refused`.
 """
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    def contents(self, settings: Data) -> str | None: ...
     def manifest(self, settings: Data, seed: int) -> pa.Table: ...
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded: ...
 

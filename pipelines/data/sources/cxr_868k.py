@@ -8,7 +8,6 @@ Dino-Diffusion (arXiv:2407.11594) is unpublished; this one is ours. data.frontal
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,13 +32,8 @@ SETS = ("nih-cxr14", "chexpert", "mimic-cxr-jpg", "padchest", "bimcv-covid19", "
 class Mix:
     """Several sets as one; a patient of one is no patient of another."""
 
-    def contents(self, settings: Data) -> str:
-        """Hash of what the sets that are taken hold.  Raises UserError as `manifest` does."""
-        told = _of_each(settings, lambda name, source, part: f"{name} {source.contents(part)}")
-        return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
-
     def manifest(self, settings: Data, seed: int) -> pa.Table:
-        """All rows of all sets.
+        """All rows of all sets, each listed and made a table of its own.
 
         Raises:
             UserError: a set is not there or only half there; the message tells of all of them, and who hands them out.
@@ -50,10 +44,12 @@ class Mix:
         def listed(name: str, source: Published, part: Data) -> pa.Table:
             table = source.manifest(replace(part, images=None), seed)
             say(f"{name}: {table.num_rows:,} images")
-            patients = pa.array([f"{name}/{patient}" for patient in table["patient_id"].to_pylist()], pa.string())
+            patients = pc.binary_join_element_wise(name, table["patient_id"], "/")
             return table.set_column(table.schema.get_field_index("patient_id"), "patient_id", patients)
 
         rows = pa.concat_tables(_of_each(settings, listed))
+        if settings.images is None:
+            return rows
         paths = pc.binary_join_element_wise(rows["source"], rows["path"], "/").to_pylist()
         return rows.take(fair_draw(paths, settings.images))
 

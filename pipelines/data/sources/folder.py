@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
-from pipelines.data.files import PICTURES, contents_hash, fair_draw, listing, read_image
+from pipelines.data.files import PICTURES, fair_draw, listing, read_image
 from pipelines.data.findings import states
 from pipelines.data.settings import Data
 from pipelines.monitor.progress import say
@@ -24,11 +24,6 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "va
                "testing": "test"}
 
 
-def contents(settings: Data) -> str:
-    """Hash of all relative paths and sizes."""
-    return contents_hash(_images(_root(settings)))
-
-
 def manifest(settings: Data, seed: int) -> pa.Table:
     """One row per image file.  Raises UserError when there is none, or when patient_regex fits none."""
     import pyarrow as pa
@@ -36,15 +31,16 @@ def manifest(settings: Data, seed: int) -> pa.Table:
     from pipelines.tables.schemas import MANIFEST
 
     root = _root(settings)
-    there = list(_images(root))
+    sizes = _images(root)
+    there = list(sizes)
     paths = [there[k] for k in fair_draw(there, settings.images)]
     patients = _patients(paths, settings.patient_regex)
-    classes = sorted({label for path in there if (label := _place(path)[1])})
+    classes = sorted({label for path in sizes if (label := _place(path)[1])})
     rows = []
     for path, patient in zip(paths, patients, strict=True):
         split, label = _place(path)
         rows.append({"source": "folder", "uri": f"{root}/{path}", "path": path, "patient_id": patient,
-                     "study_id": None, "view": None, "split": split, "masks": [],
+                     "study_id": None, "view": None, "split": split, "masks": [], "bytes": sizes[path],
                      **states("folder", [label] if label else [], assessed=classes if label else [])})
     return pa.Table.from_pylist(rows, schema=MANIFEST)
 

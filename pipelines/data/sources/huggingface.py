@@ -19,8 +19,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
+from cluster.faults import retried
 from cluster.storage import Folder
-from pipelines.data.files import contents_hash
 from pipelines.data.public_set import Card, Tree
 from pipelines.data.settings import Data
 from pipelines.data.sources.folder import SPLIT_NAMES
@@ -51,11 +51,6 @@ READING = threading.Lock()  # a row group is read once for all threads, and a fi
 class HuggingFace:
     name, card = "huggingface", CARD
 
-    def contents(self, settings: Data) -> str:
-        """Hash of the paths and sizes of all Parquet files."""
-        tree = _tree(settings)
-        return contents_hash({path: tree.files[path] for path in _paths(tree, settings.subset)})
-
     def manifest(self, settings: Data, seed: int) -> pa.Table:
         """One row per image, in the order of the files; `uri` is FILE#ROW.  Image bytes are not read.
 
@@ -68,7 +63,7 @@ class HuggingFace:
         """Rows of the manifest."""
         tree = _tree(settings)
         paths = _paths(tree, settings.subset)
-        rows = assess([row for path in paths for row in _rows(tree.root, path)])
+        rows = assess([row | {"bytes": tree.files[path]} for path in paths for row in _rows(tree.root, path)])
         if not rows:
             raise tree.missing("row")
         if all(row["patient_id"] == row["path"] for row in rows):
@@ -82,10 +77,11 @@ class HuggingFace:
         from pipelines.data.image.picture import Refused
 
         path, _, index = row["uri"][len(_root(settings)) + 1 :].rpartition("#")
+        root = _root(settings)
         try:
-            content = _content(_root(settings), path, int(index))
-        except (OSError, ArrowInvalid) as error:
-            raise Refused("unreadable", str(error)) from error
+            content = retried(lambda: _content(root, path, int(index)), f"{root}/{path}")
+        except ArrowInvalid as error:
+            raise Refused("truncated", f"its row group cannot be decoded: {error}") from error
         return decode(content or b"", settings, view=row["view"])
 
 

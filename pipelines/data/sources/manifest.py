@@ -8,7 +8,6 @@ what it does not name is absent; a row without labels is unlabelled.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -40,10 +39,6 @@ CARD = Card(
 class Manifest:
     name, card = "manifest", CARD
 
-    def contents(self, settings: Data) -> str:
-        """Hash of the list itself; the images are not looked at."""
-        return hashlib.sha256(_read(_root(settings))).hexdigest()[:16]
-
     def manifest(self, settings: Data, seed: int) -> pa.Table:
         """One row per row of the list; what is not there is refused when it is loaded.
 
@@ -73,7 +68,7 @@ class Manifest:
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         folder, _, name = row["uri"].rpartition("/")
-        return read_image(folder, name, row, settings)
+        return read_image(folder, name, row, settings, listed=False)
 
 
 def as_table(rows: list[dict[str, Any]], settings: Data) -> pa.Table:

@@ -9,7 +9,6 @@ default) by the package.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
+from cluster.faults import retried
 from cluster.storage import Folder
 from pipelines.data.findings import states
 from pipelines.data.public_set import Card
@@ -73,11 +73,6 @@ LABELS = {
 class MedMNIST:
     name, card = "medmnist", CARD
 
-    def contents(self, settings: Data) -> str:
-        """Hash of the file's name and size."""
-        folder, name = _root(settings), _file(*_find(settings))
-        return hashlib.sha256(f"{name} {folder.size(name)}".encode()).hexdigest()[:16]
-
     def manifest(self, settings: Data, seed: int) -> pa.Table:
         """One row per image; `uri` is medmnist://SUBSET/SIZE/SPLIT/INDEX.
 
@@ -89,6 +84,7 @@ class MedMNIST:
     def rows(self, settings: Data) -> Iterator[dict[str, Any]]:
         """Rows of the manifest.  Patients are not told."""
         subset, size = _find(settings)
+        size_in_bytes = _root(settings).size(_file(subset, size))
         for split in SPLITS:
             labels = _labels(_root(settings), _file(subset, size), f"{split}_labels")
             for index, values in enumerate(labels.reshape(len(labels), -1).tolist()):
@@ -96,19 +92,17 @@ class MedMNIST:
                 place = f"{split}/{index}"
                 yield {"source": "medmnist", "uri": f"medmnist://{subset}/{size}/{place}", "path": place,
                        "patient_id": place, "study_id": None, "view": None, "split": split, "masks": [],
+                       "bytes": size_in_bytes,
                        **states("medmnist", [LABELS[subset][int(k)] for k in classes], assessed=LABELS[subset])}
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         from PIL import Image
 
         from pipelines.data.image.decode import decode
-        from pipelines.data.image.picture import Refused
 
         subset, size, split, index = row["uri"].removeprefix("medmnist://").split("/")
-        try:
-            pixels = _images(_root(settings).uri, _file(subset, int(size)), f"{split}_images")[int(index)]
-        except OSError as error:
-            raise Refused("unreadable", str(error)) from error
+        root, name, member = _root(settings).uri, _file(subset, int(size)), f"{split}_images"
+        pixels = retried(lambda: _images(root, name, member), f"{root}/{name}")[int(index)]
         content = io.BytesIO()
         Image.fromarray(pixels).save(content, "BMP")
         return decode(content.getvalue(), settings, view=row["view"])

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from pipelines.data.image.decode import Decoded
 
 
-def contents(settings: Data) -> None:
-    """The settings say it all."""
-
-
 def manifest(settings: Data, seed: int) -> pa.Table:
     """One row per image; `uri` is phantom://SEED/INDEX.  Raises UserError without `data.images`."""
     import pyarrow as pa

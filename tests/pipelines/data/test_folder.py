@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.image.picture import Refused
+from pipelines.data.listing import list_images, listing_hash
 from pipelines.data.sources import find_source, folder
 from pipelines.graph.compose import load_settings
 
@@ -28,6 +29,10 @@ def make(tmp_path):
 def places(settings):
     table = folder.manifest(settings, 0)
     return {row["path"]: (row["split"], row["labels"]) for row in table.to_pylist()}
+
+
+def contents(settings):
+    return listing_hash(list_images(settings, 0))
 
 
 def patients(settings):
@@ -122,7 +127,7 @@ def test_without_a_regex_each_image_is_a_patient_and_that_is_told(make, capsys):
 
 
 @pytest.mark.parametrize("paths", [[], ["labels.csv", ".hidden.png"]])
-@pytest.mark.parametrize("call", [folder.contents, lambda settings: folder.manifest(settings, 0)])
+@pytest.mark.parametrize("call", [contents, lambda settings: folder.manifest(settings, 0)])
 def test_a_folder_without_images_is_named(make, tmp_path, paths, call):
     with pytest.raises(ValueError, match=str(tmp_path)):
         call(make(*paths))
@@ -133,25 +138,25 @@ def test_a_root_that_is_no_folder_is_named(make, tmp_path, root):
     settings = make("a.png")
     settings.root = str(tmp_path / root)
     with pytest.raises(ValueError, match=str(tmp_path / root)):
-        folder.contents(settings)
+        contents(settings)
 
 
 @pytest.mark.parametrize("root", [None, ""])
 def test_no_root_is_told(make, root):
     with pytest.raises(ValueError, match=r"data\.root"):
-        folder.contents(make("a.png", root=root))
+        contents(make("a.png", root=root))
 
 
 def test_contents_change_with_the_files(make, tmp_path):
     settings = make("a.png", "sick/b.png")
-    seen = [folder.contents(settings)]
-    assert folder.contents(settings) == seen[0]
+    seen = [contents(settings)]
+    assert contents(settings) == seen[0]
     make("labels.csv", ".c.png")
-    assert folder.contents(settings) == seen[0], "what is not read does not count"
+    assert contents(settings) == seen[0], "what is not read does not count"
     for change in (lambda: make("c.png"), lambda: (tmp_path / "a.png").write_bytes(b"longer"),
                    lambda: (tmp_path / "a.png").rename(tmp_path / "z.png"), lambda: (tmp_path / "c.png").unlink()):
         change()
-        seen.append(folder.contents(settings))
+        seen.append(contents(settings))
     assert len(set(seen)) == len(seen)
 
 
@@ -160,7 +165,7 @@ def test_contents_do_not_depend_on_where_the_folder_lies(make, tmp_path):
     found = []
     for name in "xy":
         settings.root = str(tmp_path / name)
-        found.append(folder.contents(settings))
+        found.append(contents(settings))
     assert found[0] == found[1]
 
 

@@ -18,7 +18,7 @@ def test_every_config_is_composed_without_the_data_and_names_a_source(name):
     settings = load_settings(f"data={name}").data
     assert settings.source == name.replace("-", "_")
     source = find_source(settings.source)
-    assert all(callable(getattr(source, part)) for part in ("contents", "manifest", "load"))
+    assert all(callable(getattr(source, part)) for part in ("manifest", "load"))
 
 
 @pytest.fixture

@@ -407,7 +407,7 @@ def test_huggingface_configurations(fill):
     assert [(row["labels"], row["split"]) for row in huggingface.SOURCE.rows(settings)] == [(["small"], "train")] * 3
     settings.subset = "middle"
     with pytest.raises(ValueError, match="'middle'"):
-        huggingface.SOURCE.contents(settings)
+        huggingface.SOURCE.manifest(settings, 0)
 
 
 def test_huggingface_tells_what_is_no_image_set(fill):
@@ -433,7 +433,7 @@ def test_huggingface_tells_a_hub_that_cannot_be_reached(monkeypatch):
 
     monkeypatch.setattr(huggingface, "Tree", Unreachable)
     with pytest.raises(ValueError, match=r"owner/name.*huggingface\.co/datasets.*no such host"):
-        huggingface.SOURCE.contents(Data(source="", root="owner/name"))
+        huggingface.SOURCE.manifest(Data(source="", root="owner/name"), 0)
 
 
 def header(**tags) -> bytes:

@@ -1,0 +1,127 @@
+"""Copies of a picture: who shows in them counts as one person, and of the copies one stays.
+
+What is to be done is decided once, from small columns, in a task of its own; then every shard that changes is rewritten
+by a task, which may be killed and run again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.faults import retried
+from cluster.storage import Folder
+from pipelines.data.convert import quarantine_rows
+from pipelines.data.duplicates import groups, joined
+from pipelines.data.settings import Data
+from pipelines.monitor.progress import bar
+from pipelines.tables.parquet import read_columns, read_shard, shard_name, write_file
+from pipelines.tables.schemas import SPLITS
+from pipelines.tables.shards import ShardOperator, run_shards
+
+DECIDED = "decided.parquet"  # in the manifest's folder
+DUPLICATES = "duplicates.parquet"  # in the quarantine
+COLUMNS = ("row", "uri", "sha256", "split", "patient_id", "phash")
+
+
+def deduplicate(folder: Folder, settings: Data) -> None:
+    """Keep each person in one split and, unless data.deduplicate=false, one image of those that are one picture.
+
+    Patients who share a picture count as one person under several names: all their images go to the most held-out of
+    their splits (test, then val, then train). Of copies the most held-out one stays, then the first of the manifest.
+    Killed anywhere, a second call comes to the same end.
+    """
+    import ray
+
+    manifest = folder / "manifest"
+    if not manifest.exists(DECIDED):
+        ray.get(ray.remote(max_retries=2)(_decide).remote(folder, settings))
+    decided = read_shard(manifest, DECIDED)
+    lost = decided.filter(pc.is_null(decided["split"]))
+    if lost.num_rows:
+        write_file(folder / "quarantine", DUPLICATES,
+                   quarantine_rows(lost["uri"], ["duplicate"] * lost.num_rows, lost["detail"]))
+    blocks = _by_shard(decided.select(["row", "split"]), settings.shard_rows)
+    with bar("ingest, duplicates", decided.num_rows, "decisions") as shown:
+        run_shards(Apply(folder / "images"), blocks, shown)
+
+
+def _decide(folder: Folder, settings: Data) -> None:
+    write_file(folder / "manifest", DECIDED, decide(read_columns(folder / "images", COLUMNS), settings))
+
+
+def decide(images: pa.Table, settings: Data) -> pa.Table:
+    """The images that do not stay as they are, in order of `row`.
+
+    Args:
+        images: COLUMNS of all images.
+        settings: what counts as a copy, and whether copies go.
+
+    Returns:
+        `row` and `uri`, the `split` they go to, or null and `detail` where they go.
+    """
+    hashes = _hashes(images["phash"]) if settings.near_duplicates is not None and images.num_rows else None
+    group = groups(_numbers(images["sha256"]), hashes, settings.near_duplicates)
+    held_out = pc.index_in(images["split"], pa.array(SPLITS)).to_numpy()
+    person = joined(group, _numbers(images["patient_id"]))
+    final = np.zeros(person.max(initial=0) + 1, held_out.dtype)
+    np.maximum.at(final, person, held_out)
+    keeper = np.arange(len(group))
+    if settings.deduplicate:
+        best_first = np.lexsort((-held_out, group))
+        _, heads = np.unique(group[best_first], return_index=True)
+        keeper = best_first[heads][group]
+    goes = keeper != np.arange(len(group))
+    rows = np.flatnonzero(goes | (final[person] != held_out))
+    chosen, stays = images.take(rows), images.take(keeper[rows])
+    equal = pc.equal(chosen["sha256"], stays["sha256"]).to_pylist()
+    details = [f"{'the same content as' if same else 'nearly the same picture as'} {uri}" if lost else None
+               for lost, same, uri in zip(goes[rows], equal, stays["uri"].to_pylist(), strict=True)]
+    splits = [None if lost else SPLITS[k] for lost, k in zip(goes[rows], final[person[rows]], strict=True)]
+    return pa.table({"row": chosen["row"], "uri": chosen["uri"], "split": pa.array(splits, pa.string()),
+                     "detail": pa.array(details, pa.string())}).sort_by("row")
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """Equal numbers for equal values, int (N,)."""
+    return column.combine_chunks().dictionary_encode().indices.to_numpy()
+
+
+def _hashes(column: pa.ChunkedArray) -> np.ndarray:
+    """Perceptual hashes, uint8 (N, 32)."""
+    return np.frombuffer(column.cast(pa.binary(32)).combine_chunks().buffers()[1], np.uint8).reshape(-1, 32)
+
+
+def _by_shard(decided: pa.Table, shard_rows: int) -> list[pa.Table]:
+    """The decisions of each shard that has any, which `shard` numbers."""
+    shard = (decided["row"].to_numpy() // shard_rows).astype(np.int32)
+    decided = decided.append_column("shard", pa.array(shard))
+    numbers, starts, counts = np.unique(shard, return_index=True, return_counts=True)
+    return [decided.slice(start, count) for _, start, count in zip(numbers, starts, counts, strict=True)]
+
+
+class Apply(ShardOperator):
+    """Rewrites one shard of images without those that go, and the others in the splits decided."""
+
+    def __init__(self, images: Folder) -> None:
+        self.images = images
+
+    def run(self, block: pa.Table) -> tuple[int, int]:
+        name = shard_name(block["shard"][0].as_py())
+        retried(lambda: self._rewrite(name, block), f"{self.images.uri}/{name}")
+        return block.num_rows, 0
+
+    def _rewrite(self, name: str, decided: pa.Table) -> None:
+        before = read_shard(self.images, name, ["row", "split"])
+        if not apply(before, decided).equals(before):  # else another attempt did it
+            write_file(self.images, name, apply(read_shard(self.images, name), decided))
+
+
+def apply(shard: pa.Table, decided: pa.Table) -> pa.Table:
+    """A shard without the images that are to go, the others in the splits that were decided."""
+    place = pc.index_in(shard["row"], decided["row"].combine_chunks())
+    decision = decided["split"].take(place)
+    column = shard.schema.get_field_index("split")
+    stays = pc.or_(pc.is_null(place), pc.is_valid(decision))
+    return shard.set_column(column, shard.schema.field(column), pc.coalesce(decision, shard["split"])).filter(stays)

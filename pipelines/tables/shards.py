@@ -1,0 +1,205 @@
+"""Shards through one operator until all are committed, whatever becomes of storages, nodes and workers on the way.
+
+A shard that meets a fault of the storage is handed to another node, a bounded number of times. A shard that kills its
+worker is done again row by row, each row in a process of its own, so that only the row that kills is lost.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.errors import UserError
+from cluster.faults import StorageUnavailable
+from pipelines.monitor.progress import Bar, say
+from pipelines.tables.streaming import results
+
+AT_ONCE = 8  # rows of a shard, most of them waiting for the storage
+CRASHES = 3  # times that a shard, and then a row by itself, may kill its worker
+FAULTS = 3  # times that a shard may meet a fault of the storage before the run stops
+FAULTS_OF_A_NODE = 2  # without a shard done in between, after which a node is left out
+Row = dict[str, Any]
+
+
+class ShardOperator(ABC):
+    """Ray Data operator that commits one shard, and may be run again; its failures are told, not raised."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        import ray
+
+        rows = bad = 0
+        outcome, detail = "done", ""
+        try:
+            rows, bad = self.run(block)
+        except UserError as error:
+            outcome, detail = "mistake", str(error)
+        except OSError as error:
+            outcome, detail = "fault", str(error)
+        except Exception:
+            outcome, detail = "error", traceback.format_exc()
+        node = ray.get_runtime_context().get_node_id()
+        return pa.table({"shard": block["shard"][:1], "rows": [rows], "bad": [bad], "outcome": [outcome],
+                         "detail": [detail], "node": [node]})
+
+    @abstractmethod
+    def run(self, block: pa.Table) -> tuple[int, int]:
+        """Commit the shard `block["shard"][0]`.
+
+        Returns:
+            How many rows it has, and how many of them are bad.
+
+        Raises:
+            OSError: the storage failed; another node may do it.
+        """
+
+    def isolate(self, block: pa.Table) -> tuple[int, int]:
+        """Commit a shard that kills its worker."""
+        raise RuntimeError(f"{type(self).__name__} of shard {block['shard'][0]} killed its worker {CRASHES} times")
+
+
+class RowOperator(ShardOperator):
+    """An operator whose rows have nothing to do with each other."""
+
+    @abstractmethod
+    def rows(self, shard: int) -> list[Row]:
+        """What the rows of a shard are made of."""
+
+    @abstractmethod
+    def one(self, row: Row) -> Row:
+        """The row that `row` becomes."""
+
+    @abstractmethod
+    def killed(self, row: Row) -> Row:
+        """The row that a row becomes which kills the process that works on it."""
+
+    @abstractmethod
+    def commit(self, shard: int, rows: list[Row]) -> tuple[int, int]:
+        """Write the shard.  Returns what `run` does."""
+
+    def run(self, block: pa.Table) -> tuple[int, int]:
+        shard = block["shard"][0].as_py()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return self.commit(shard, list(pool.map(self.one, self.rows(shard))))
+
+    def isolate(self, block: pa.Table) -> tuple[int, int]:
+        import ray
+
+        shard = block["shard"][0].as_py()
+        task = functools.partial(ray.remote(max_retries=0)(_one).remote, ray.put(self))
+        rows = self.rows(shard)
+        first = [task(row) for row in rows]
+        return self.commit(shard, [self._survived(task, row, ref) for row, ref in zip(rows, first, strict=True)])
+
+    def _survived(self, task: Callable[[Row], Any], row: Row, ref: Any) -> Row:
+        import ray
+        from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+
+        for left in reversed(range(CRASHES)):
+            try:
+                return ray.get(ref)
+            except RayTaskError as error:
+                raise error.cause from error
+            except RayError as error:  # a node that is gone says nothing against the row
+                if not left and not isinstance(error, WorkerCrashedError | OutOfMemoryError):
+                    raise
+            if left:
+                ref = task(row)
+        return self.killed(row)
+
+
+def run_shards(operator: ShardOperator, blocks: Sequence[pa.Table], shown: Bar,
+               seen: Callable[[int, int], None] = lambda rows, bad: None) -> float | None:
+    """Run the operator on every block, each of which names its shard in the first row of the column `shard`.
+
+    Args:
+        operator: the work.
+        blocks: one per shard.
+        shown: progress, moved on by the rows of each committed shard.
+        seen: told the rows of each committed shard, and how many of them are bad; stops the run by raising.
+
+    Returns:
+        Rows per second, or None when there was nothing to do.
+
+    Raises:
+        StorageUnavailable: no node reaches the storage, or one shard meets its faults on every attempt.
+        UserError: a mistake of the user's that a worker came upon.
+    """
+    if not blocks:
+        return None
+    left = {block["shard"][0].as_py(): block for block in blocks}
+    faults: Counter[int] = Counter()
+    avoided: set[str] = set()
+    start, before = time.perf_counter(), shown.n
+    while left:
+        met, ended = _pass(operator, left, avoided, shown, seen)
+        for shard, detail in met.items():
+            faults[shard] += 1
+            if faults[shard] >= FAULTS:
+                raise StorageUnavailable(detail)
+        for shard in [shard for shard in left if ended and shard not in met]:
+            rows, bad = operator.isolate(left.pop(shard))
+            shown.add(rows)
+            seen(rows, bad)
+    return round((shown.n - before) / (time.perf_counter() - start), 2)
+
+
+def _pass(operator: ShardOperator, left: dict[int, pa.Table], avoided: set[str], shown: Bar,
+          seen: Callable[[int, int], None]) -> tuple[dict[int, str], bool]:
+    """One pass over the shards that are left, on the nodes that are not avoided.
+
+    Returns:
+        The shards that met a fault and what it was, and whether the pass came to its end; all shards that are then left
+        without a fault killed their workers.
+    """
+    arguments: dict[str, Any] = {"max_retries": CRASHES - 1}
+    if avoided:
+        arguments["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
+    met: dict[int, str] = {}
+    of_node: Counter[str] = Counter()  # faults since it last committed a shard
+    for row in results(list(left.values()), [(operator, arguments)], tolerant=True):
+        detail, node = row["detail"], row["node"]
+        if row["outcome"] == "done":
+            of_node[node] = 0
+            del left[row["shard"]]
+            shown.add(row["rows"])
+            seen(row["rows"], row["bad"])
+        elif row["outcome"] == "mistake":
+            raise UserError(detail)
+        elif row["outcome"] == "error":
+            raise RuntimeError(detail)
+        else:
+            met[row["shard"]] = detail
+            of_node[node] += 1
+            if of_node[node] >= FAULTS_OF_A_NODE:
+                _avoid(node, avoided, detail)
+                return met, False
+    for node in [node for node, count in of_node.items() if count]:
+        if _nodes() - avoided - {node}:
+            _avoid(node, avoided, met[next(iter(met))])
+    return met, True
+
+
+def _avoid(node: str, avoided: set[str], detail: str) -> None:
+    avoided.add(node)
+    if not _nodes() - avoided:
+        raise StorageUnavailable(detail)
+    say(f"node {node[:8]} is left out: {detail}")
+
+
+def _nodes() -> set[str]:
+    """Nodes that run tasks."""
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
+
+
+def _one(operator: RowOperator, row: Row) -> Row:
+    return operator.one(row)
