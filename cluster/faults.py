@@ -25,17 +25,18 @@ class StorageUnavailable(OSError):
     """A storage cannot be read or written from this node; other nodes may reach it."""
 
 
-def retried(call: Callable[[], T], uri: str, waits: Sequence[float] = WAITS) -> T:
+def retried(call: Callable[[], T], uri: str, waits: Sequence[float] | None = None) -> T:
     """The result of `call`, tried again after each OSError, with jitter between half of a wait and all of it.
 
     Args:
         call: reads or writes something, and can be repeated.
         uri: what it reads or writes, for the message.
-        waits: seconds before each further attempt.
+        waits: seconds before each further attempt; None: WAITS.
 
     Raises:
         StorageUnavailable: the last attempt failed, too.
     """
+    waits = WAITS if waits is None else waits
     for wait in waits:
         try:
             return call()
@@ -50,7 +51,7 @@ def retried(call: Callable[[], T], uri: str, waits: Sequence[float] = WAITS) -> 
                                  f"({error}); see to the storage, then give the same command again") from error
 
 
-def read_listed(folder: Folder, name: str, waits: Sequence[float] = WAITS) -> bytes:
+def read_listed(folder: Folder, name: str, waits: Sequence[float] | None = None) -> bytes:
     """The bytes of a file that a listing of `folder` named.
 
     Raises:

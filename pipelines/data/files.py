@@ -93,7 +93,7 @@ def _read(folder: str, path: str, listed: bool) -> bytes:
         return connect(folder).read(path)
     except FileNotFoundError as error:
         if connect(folder).names():  # the folder of a mount that is missing is empty
-            raise Refused("missing", "it is not there") from error
+            raise Refused("unreadable", "it is not there") from error
         return read_listed(connect(folder), path)
     except OSError:
         return read_listed(connect(folder), path)

@@ -12,7 +12,7 @@ from pipelines.data.settings import Data
 PERCENTILES = (0.5, 99.5)  # of more than 8 bits, mapped to 0 and 255
 BAD = {
     "empty_file": "the file holds no bytes",
-    "unreadable": "the file is not there, or may not be read",
+    "unreadable": "a file of the user's own list that no listing named is not there",
     "not_an_image": "neither DICOM, JPEG, PNG, TIFF nor BMP, or a header that describes no image",
     "truncated": "the file ends inside its pixel data",
     "bad_header": "a value of the header that the pixels cannot be read without is missing or invalid",

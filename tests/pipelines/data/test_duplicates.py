@@ -22,8 +22,8 @@ def test_pairs_within_the_radius_are_found_and_no_others():
     table = hashes(400)
     for k in range(40):  # rows 200 + k are copies of rows k, 0 to 19 bits away
         table[200 + k] = flipped(table[k], k // 2, k)
-    left, right = near_pairs(table, 10)
-    found = {tuple(sorted(pair)) for pair in zip(left.tolist(), right.tolist(), strict=True)}
+    found = {tuple(sorted(pair)) for left, right in near_pairs(table, 10)
+             for pair in zip(left.tolist(), right.tolist(), strict=True)}
     brute = {(a, b) for a, b in itertools.combinations(range(400), 2)
              if np.bitwise_count(table[a] ^ table[b]).sum() <= 10}
     assert found == brute == {(k, 200 + k) for k in range(40) if k // 2 <= 10}

@@ -9,7 +9,7 @@ from conftest import empty, whole
 from PIL import Image
 
 from cluster.session import Resources
-from pipelines.data import ingest as module
+from pipelines.data import deduplicate
 from pipelines.data.split import check_filled
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
@@ -180,18 +180,13 @@ def test_a_run_killed_while_duplicates_move_goes_on_to_the_same_end(xrays, setti
     xrays({"train/twin.png": png(0), "train/copy_of_test.png": png(200), "val/copy_of_test.png": png(201)})
     stage, _ = run(settings())
     whole, outcast = rows(stage), refused(stage)
-    for committed in (1, 2):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    for step in ("write_file", "run_shards"):  # before the copies are listed, and before they are taken out
         empty(stage.folder)
-        write, calls = module.write_shard, []
-
-        def killed(folder, index, table, write=write, calls=calls, committed=committed):
-            calls.append(index)
-            if len(calls) > committed:
-                raise KeyboardInterrupt
-            write(folder, index, table)
-
         with monkeypatch.context() as patch:
-            patch.setattr(module, "write_shard", killed)  # in this process: the duplicates' rows and shards only
+            patch.setattr(deduplicate, step, killed)
             with pytest.raises(KeyboardInterrupt):
                 run(settings())
         again, _ = run(settings())
@@ -238,7 +233,7 @@ def test_a_split_without_usable_images_is_named(xrays, settings, capsys):
 
 def test_nothing_usable_at_all_is_an_error(xrays, settings):
     xrays({f"{split}/{name}.png": b"no image" for split in ("train", "val", "test") for name in "abcdefgh"})
-    with pytest.raises(ValueError, match="no usable image is left out of 24"):
+    with pytest.raises(ValueError, match="none of the 24 images is usable"):
         run(settings("data.max_bad_fraction=1"))
 
 
@@ -246,7 +241,7 @@ def test_dicom_and_pictures_mix(xrays, settings):
     from pydicom.data import get_testdata_file
 
     dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
-    dataset.Modality = "DX"
+    dataset.Modality, dataset.SOPClassUID = "DX", "1.2.840.10008.5.1.4.1.1.1.1"
     root = xrays()
     dataset.save_as(root / "train" / "dx.dcm")
     stage, _ = run(settings())
@@ -254,7 +249,8 @@ def test_dicom_and_pictures_mix(xrays, settings):
     assert (found["width"], found["height"]) == (dataset.Columns, dataset.Rows)
 
 
-def test_the_phantom_is_split_by_patient_and_comes_out_alike_every_time(tiny, tmp_path):
+def test_the_phantom_is_split_by_patient_and_comes_out_alike_every_time(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYOGRAPH_SALT", "of both storages")
     stage, metrics = run(tiny())
     found = rows(stage)
     assert metrics["images"] == len(found) == 160

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
-from pipelines.data.image.picture import Refused
+from cluster import faults
 from pipelines.data.public_set import Tree
 from pipelines.data.settings import Data
 from pipelines.data.sources import (
@@ -474,7 +474,7 @@ def test_dicom_as_it_is_here(real_data):
         None, "b2cbe507f250", "VLUT_nn"]
 
 
-def test_manifest_of_csv(fill, tmp_path):
+def test_manifest_of_csv(fill, tmp_path, monkeypatch):
     settings = fill(size=32, files={
         "images/a.png": picture(), "masks/a.png": picture(), "list.csv":
             "path,patient_id,study_id,view,labels,split,mask\nimages/a.png,007,s1,PA,a|b,train,masks/a.png\n"
@@ -491,7 +491,8 @@ def test_manifest_of_csv(fill, tmp_path):
     assert loaded.width == 32
     assert np.array_equal(loaded.mask > 0, loaded.image > 127)
     assert loaded.structures == ("mask",)
-    with pytest.raises(Refused):
+    monkeypatch.setattr(faults, "WAITS", ())
+    with pytest.raises(faults.StorageUnavailable):
         manifest.SOURCE.load({"uri": "/far/b.png"}, settings)
 
 
