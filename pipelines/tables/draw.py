@@ -63,11 +63,11 @@ def drawn_rows(folder: Folder, n: int, seed: int, split: str | None, by: str | N
 
 def shares(counts: np.ndarray, n: int) -> np.ndarray:
     """`n` (below the sum) shared out in the proportion of `counts`, at least one to each while there are enough."""
-    least = np.minimum(counts, 1) if n >= np.count_nonzero(counts) else np.zeros_like(counts)
-    exact = (counts - least) * ((n - least.sum()) / max((counts - least).sum(), 1))
-    found = least + np.floor(exact).astype(int)
-    rest = n - found.sum()
-    found[np.argsort(-(exact % 1), kind="stable")[:rest]] += 1
+    rare = (counts > 0) & (counts * n < counts.sum()) if n >= np.count_nonzero(counts) else np.zeros(len(counts), bool)
+    common = np.where(rare, 0, counts)
+    exact = np.where(rare, 1, common * ((n - rare.sum()) / common.sum()))
+    found = np.floor(exact).astype(int)
+    found[np.argsort(-(exact % 1), kind="stable")[: n - found.sum()]] += 1
     return found
 
 
