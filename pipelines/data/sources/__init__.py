@@ -1,5 +1,7 @@
 """Public data sets and local folders, one module each, found by name (`data.source`).
 
+Packages elsewhere add sources by an entry point of the group `rayograph.sources`: NAME = MODULE, or MODULE:OBJECT.
+
 A source is a module, or the `SOURCE` of one, with two functions:
 
 - `manifest(settings, seed) -> pyarrow.Table`: one row per image (`schemas.MANIFEST`), `split` null where the source
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from pipelines.data.settings import Data
 
 
+GROUP = "rayograph.sources"
+
+
 class Source(Protocol):
     def manifest(self, settings: Data, seed: int) -> pa.Table: ...
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded: ...
@@ -33,8 +39,9 @@ class Source(Protocol):
 @functools.cache
 def find_source(name: str) -> Source:
     """The source called `name`.  Raises UserError naming those there are."""
-    known = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    if name not in known:
-        raise UserError(f"data.source={name!r} is not known; there are: {', '.join(known)}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    return cast(Source, getattr(module, "SOURCE", module))
+    own = {module.name for module in pkgutil.iter_modules(__path__)}
+    added = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+    if name not in own | added.keys():
+        raise UserError(f"data.source={name!r} is not known; there are: {', '.join(sorted(own | added.keys()))}")
+    found = importlib.import_module(f"{__name__}.{name}") if name in own else added[name].load()
+    return cast(Source, getattr(found, "SOURCE", found))

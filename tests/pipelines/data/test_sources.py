@@ -74,3 +74,20 @@ def test_cells_are_texts(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"a,b\n1\n")
     with pytest.raises(ValueError, match=r"t\.csv is no table"):
         list(Tree(str(tmp_path), nih_cxr14.CARD).table("t.csv"))
+
+
+def test_a_source_of_another_package_is_found_by_its_entry_point(tmp_path, monkeypatch):
+    (tmp_path / "hospital.py").write_text("def manifest(settings, seed): return 'its rows'\n")
+    about = tmp_path / "hospital-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: hospital\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[rayograph.sources]\nours = hospital\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    find_source.cache_clear()
+    assert find_source("ours").manifest(None, 0) == "its rows"
+    find_source.cache_clear()
+
+
+def test_a_data_set_of_the_hub_keeps_its_name(tmp_path):
+    settings = load_settings("data=huggingface", "data.root=owner/name", f"storage={tmp_path}")
+    assert settings.data.root == "owner/name"
