@@ -18,7 +18,9 @@ from PIL import Image
 from report import Clock, emit
 
 from cluster.session import session
-from pipelines.data.ingest import Decode, Write, write_manifest
+from cluster.storage import Folder
+from pipelines.data.convert import Convert
+from pipelines.data.listing import write_manifest
 from pipelines.data.phantom import render
 from pipelines.data.settings import Data
 from pipelines.data.sources import find_source
@@ -26,9 +28,11 @@ from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage
 from pipelines.tables.images import png
-from pipelines.tables.streaming import shard_numbers, stream
+from pipelines.tables.shards import run_shards
+from pipelines.tables.streaming import shard_numbers
 
 IMAGES, WHOLE, UNIQUE, ROUNDS = 8_192, 8_000, 40, 2
+PATIENTS = "data.patient_regex='film(\\d+)_'"  # copies of a film are one patient's, so that nobody changes split
 REAL = Path(os.environ.get("RAYOGRAPH_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "kermany-fullres"
 
 
@@ -46,7 +50,7 @@ def make_films(folder: Path) -> None:
             films.append(film)
     films = [Path(shutil.copy(film, originals)) if film.parent != originals else film for film in films]
     for k in range(max(IMAGES, WHOLE)):
-        os.link(films[k % len(films)], folder / f"{k:05d}.jpg")
+        os.link(films[k % len(films)], folder / f"film{k % len(films)}_{k:05d}.jpg")
 
 
 def convert(arguments: tuple[Path, Path, Data]) -> None:
@@ -78,13 +82,11 @@ class Pool:
 
 
 def through_ray(stage: Stage, turn: int) -> float:
-    """Images/s of Ray Data's operators."""
-    out = stage.folder
-    rows = write_manifest(stage, out / "manifest")
-    written = out / f"images{turn}", out / f"quarantine{turn}"
+    """Images/s of Ray Data's operator."""
+    out, data = stage.folder / str(turn), stage.section(Data)
+    rows = write_manifest(out / "manifest", data, stage.seed, Folder(stage.settings.storage))
     clock = Clock()
-    stream(shard_numbers(range(rows // stage.settings.data.shard_rows)),
-           [(Decode(out / "manifest", stage.settings.data), {}), (Write(*written), {})], clock)
+    run_shards(Convert(out, data), shard_numbers(range(rows // data.shard_rows)), clock)
     return clock.steady()
 
 
@@ -92,7 +94,7 @@ def whole_command(root: Path, storage: Path) -> float:
     """Images/s of `rayograph ingest`, from the shell's prompt to the next."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "pipelines.cli", "ingest", "data=folder", f"data.root={root}",
-                    "data.deduplicate=false", f"data.images={WHOLE}", f"storage={storage}", "name=whole"],
+                    "data.deduplicate=false", PATIENTS, f"data.images={WHOLE}", f"storage={storage}", "name=whole"],
                    check=True, capture_output=True)
     return WHOLE / (time.perf_counter() - start)
 
@@ -101,8 +103,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         aside, root = Path(name), Path(name) / "films"
         make_films(root)
-        settings = load_settings("data=folder", f"data.root={root}", "data.deduplicate=false", f"storage={aside}",
-                                 "name=ours", f"data.images={IMAGES}")
+        settings = load_settings("data=folder", f"data.root={root}", "data.deduplicate=false", PATIENTS,
+                                 f"storage={aside}", "name=ours", f"data.images={IMAGES}")
         films = sorted(root.iterdir())[:IMAGES]
         plain, bare = (Pool(function, aside / function.__name__, settings.data) for function in (convert, decode_bare))
         rates: dict[str, list[float]] = {"ours": [], "plain": [], "bare": []}
