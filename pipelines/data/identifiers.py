@@ -71,6 +71,7 @@ def which_salt() -> str:
 def hide(manifest: pa.Table, salt: Salt) -> pa.Table:
     """The rows with HIDDEN hashed; what is null stays null."""
     for name in HIDDEN:
-        values = [None if value is None else salt.hashed(value) for value in manifest[name].to_pylist()]
-        manifest = manifest.set_column(manifest.schema.get_field_index(name), name, pa.array(values, pa.string()))
+        values = manifest[name].combine_chunks().dictionary_encode()
+        hashed = pa.array([value and salt.hashed(value) for value in values.dictionary.to_pylist()], pa.string())
+        manifest = manifest.set_column(manifest.schema.get_field_index(name), name, hashed.take(values.indices))
     return manifest

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from cluster.storage import Folder
 from pipelines.data import identifiers, split
+from pipelines.data.headers import read_headers
 from pipelines.data.settings import Data
 from pipelines.data.sources import find_source
 from pipelines.tables.parquet import shard_count, write_shard
@@ -41,9 +42,14 @@ def write_manifest(out: Folder, settings: Data, seed: int, storage: Folder) -> i
     if listed := out.read_json(LISTED):
         return listed["rows"]
     table = _listed.pop(_key(settings, seed), None)
-    manifest = split.assign(list_images(settings, seed) if table is None else table, settings)
-    manifest = identifiers.hide(manifest, identifiers.salt_of(storage))
+    if table is None:
+        table = list_images(settings, seed)
     _listed.clear()
+    salt = identifiers.salt_of(storage)
+    if getattr(find_source(settings.source), "describe", None):
+        manifest = split.assign(read_headers(out, table, settings, salt), settings)
+    else:
+        manifest = identifiers.hide(split.assign(table, settings), salt)
     for index in range(shard_count(manifest.num_rows, settings.shard_rows)):
         write_shard(out, index, manifest.slice(index * settings.shard_rows, settings.shard_rows))
     out.write_json(LISTED, {"rows": manifest.num_rows})

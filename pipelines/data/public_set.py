@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from cluster.errors import UserError
+from cluster.faults import retried
 from pipelines.data.files import PICTURES, connect, fair_draw, listing, read_image
 from pipelines.data.findings import states
 from pipelines.data.settings import Data
@@ -20,6 +21,7 @@ from pipelines.data.settings import Data
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from cluster.storage import Folder
     from pipelines.data.image.decode import Decoded
     from pipelines.data.image.picture import Picture
 
@@ -176,6 +178,8 @@ def _parse(delimiter: str) -> Any:
 class Published:
     """A source made of a card, a function that reads the owner's layout, and a reader of the owner's own format."""
 
+    drawn_when_listed = True
+
     def __init__(self, card: Card, images: Callable[[Tree, Data], Iterable[Image]],
                  read: Callable[[bytes, Data], Picture] | None = None) -> None:
         self.card, self._images, self._read = card, images, read
@@ -199,7 +203,9 @@ class Published:
         if not parts:
             raise tree.missing("image")
         table = pa.concat_tables(parts).sort_by("path")
-        return table if settings.images is None else table.take(fair_draw(table["path"].to_pylist(), settings.images))
+        if settings.images is None or not self.drawn_when_listed:
+            return table
+        return table.take(fair_draw(table["path"].to_pylist(), settings.images))
 
     def _rows(self, tree: Tree, settings: Data) -> Iterator[dict[str, Any]]:
         """Rows of the manifest, in the order of the owner's list, which may name a file twice: the first counts."""
@@ -237,3 +243,33 @@ class Published:
 
     def _tree(self, settings: Data) -> Tree:
         return Tree(self._root(settings), self.card)
+
+
+class Described(Published):
+    """A source whose files tell of themselves, in a header each, what a table does elsewhere.
+
+    Args:
+        card: whose it is.
+        images: lists the files.
+        header: of a folder, a path in it and the settings: what the file's header says, None where it is no image.
+    """
+
+    drawn_when_listed = False  # only the headers tell which files are images
+
+    def __init__(self, card: Card, images: Callable[[Tree, Data], Iterable[Image]],
+                 header: Callable[[Folder, str, Data], Image | None]) -> None:
+        super().__init__(card, images)
+        self._header = header
+
+    def describe(self, row: Mapping[str, Any], settings: Data) -> dict[str, Any] | None:
+        """The row with what the header says, None where the file is no image.
+
+        Raises:
+            StorageUnavailable: it cannot be read from this node.
+        """
+        root, path = self._root(settings), row["path"]
+        image = retried(lambda: self._header(connect(root), path, settings), f"{root}/{path}")
+        if image is None:
+            return None
+        return {**row, "patient_id": image.patient or path, "study_id": image.study, "view": image.view,
+                "refused": image.refused, "inverted": image.inverted}

@@ -29,7 +29,7 @@ MANIFEST = pa.schema([
     ("refused", pa.string()),  # the reason why an image is not wanted, where that is known without reading it
     ("bytes", pa.int64()),  # of its file and masks, where the listing tells
 ])
-ONLY_LISTED = ("path", "masks", "inverted", "refused")  # what the images' table does not take over
+ONLY_LISTED = ("path", "masks", "inverted", "refused", "bytes")  # what the images' table does not take over
 
 QUARANTINE = pa.schema([
     ("uri", pa.string()),

@@ -18,7 +18,9 @@ from PIL import Image
 from report import Clock, emit
 
 from cluster.session import session
-from pipelines.data.ingest import Decode, Write, write_manifest
+from cluster.storage import Folder
+from pipelines.data.convert import Convert
+from pipelines.data.listing import write_manifest
 from pipelines.data.phantom import render
 from pipelines.data.settings import Data
 from pipelines.data.sources import find_source
@@ -26,7 +28,8 @@ from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage
 from pipelines.tables.images import png
-from pipelines.tables.streaming import shard_numbers, stream
+from pipelines.tables.shards import run_shards
+from pipelines.tables.streaming import shard_numbers
 
 IMAGES, WHOLE, UNIQUE, ROUNDS = 8_192, 8_000, 40, 2
 REAL = Path(os.environ.get("RAYOGRAPH_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "kermany-fullres"
@@ -78,13 +81,11 @@ class Pool:
 
 
 def through_ray(stage: Stage, turn: int) -> float:
-    """Images/s of Ray Data's operators."""
-    out = stage.folder
-    rows = write_manifest(stage, out / "manifest")
-    written = out / f"images{turn}", out / f"quarantine{turn}"
+    """Images/s of Ray Data's operator."""
+    out, data = stage.folder / str(turn), stage.section(Data)
+    rows = write_manifest(out / "manifest", data, stage.seed, Folder(stage.settings.storage))
     clock = Clock()
-    stream(shard_numbers(range(rows // stage.settings.data.shard_rows)),
-           [(Decode(out / "manifest", stage.settings.data), {}), (Write(*written), {})], clock)
+    run_shards(Convert(out, data), shard_numbers(range(rows // data.shard_rows)), clock)
     return clock.steady()
 
 

@@ -7,6 +7,8 @@ A source is a module, or the `SOURCE` of one, with two functions:
 - `manifest(settings, seed) -> pyarrow.Table`: one row per image (`schemas.MANIFEST`), `split` null where the source
   has none, `patient_id` as the source names it; no image is read. A change of any row but of `uri` is a change of the
   data: ingest is then stale;
+- `describe(row, settings) -> row or None`, only where files tell of themselves what the listing does not (DICOM
+  headers): the row with what they say, None where the file is no image; run by workers, shard by shard;
 - `load(row, settings) -> Decoded`: the image of a row of the manifest, or `picture.Refused`.
 """
 

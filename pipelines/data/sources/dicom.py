@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from cluster.storage import Folder
 from pipelines.data.image import dicom_filter
 from pipelines.data.image.picture import Refused
-from pipelines.data.public_set import Card, Image, Published, Tree
+from pipelines.data.public_set import Card, Described, Image, Tree
 from pipelines.data.settings import Data
 
 if TYPE_CHECKING:
@@ -30,14 +29,11 @@ CARD = Card(
 )
 TAGS = ["PatientID", "StudyInstanceUID", "ViewPosition"]
 VIEWS = {"LL": "LATERAL", "RL": "LATERAL", "LAT": "LATERAL"}
-THREADS = 16
 
 
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
-    """Labels and splits are not told."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda path: described(tree.folder, path, settings), tree.files)
-        yield from (image for image in found if image)
+    """All files: which of them are DICOM, and whose, `described` tells."""
+    return (Image(path) for path in tree.files if path.rsplit("/", 1)[-1].upper() != "DICOMDIR")
 
 
 class _Stream(io.BufferedReader):
@@ -59,8 +55,6 @@ def described(folder: Folder, path: str, settings: Data) -> Image | None:
     """
     from pipelines.data.image.dicom import read_header
 
-    if path.rsplit("/", 1)[-1].upper() == "DICOMDIR":
-        return None
     with folder.filesystem.open_input_file(f"{folder.path}/{path}") as file:
         stream = _Stream(file, 1 << 16)
         head = stream.read(132)
@@ -87,4 +81,4 @@ def _refused(header: Dataset, settings: Data) -> str | None:
     return None
 
 
-SOURCE = Published(CARD, images)
+SOURCE = Described(CARD, images, described)

@@ -8,8 +8,12 @@ import pytest
 from conftest import empty, whole
 from PIL import Image
 
+from cluster.errors import UserError
 from cluster.session import Resources
-from pipelines.data import deduplicate
+from cluster.storage import Folder
+from pipelines.data import deduplicate, headers
+from pipelines.data.identifiers import Salt
+from pipelines.data.listing import list_images
 from pipelines.data.split import check_filled
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
@@ -78,6 +82,11 @@ def run(settings) -> tuple[Stage, dict]:
     plan.begin("ingest", redo=False)
     record = plan.execute("ingest", Resources(2, 0, 2))
     return Plan(settings).stage("ingest", Resources(2, 0, 2)), record["metrics"]
+
+
+def looked_at(settings) -> str:
+    """The fingerprint of ingest, of what is there now."""
+    return Plan(settings, ["ingest"]).fingerprint("ingest")
 
 
 def rows(stage: Stage) -> list[dict]:
@@ -154,6 +163,61 @@ def test_without_deduplication_both_stay_with_names_of_their_own(xrays, settings
     assert (metrics["images"], metrics["quarantined"]) == (26, 0)
     assert len({row["image_id"] for row in rows(stage)}) == 26
     assert len({row["sha256"] for row in rows(stage)}) == 24
+
+
+def test_without_deduplication_people_under_two_names_are_in_one_split_too(xrays, settings):
+    """p1, of train, shares a picture with a patient of test: all of p1 goes to test, and nothing is dropped."""
+    xrays({"train/p1_x.png": png(200), "train/p1_y.png": png(777)})
+    stage, metrics = run(settings(r"data.patient_regex='(p\d)_|(\w+/[a-h])\.'", "data.deduplicate=false"))
+    assert {by_name(stage)[name]["split"] for name in ("train/p1_x.png", "train/p1_y.png", "test/a.png")} == {"test"}
+    assert (metrics["images"], metrics["quarantined"]) == (26, 0)
+
+
+def test_too_many_bad_images_stop_in_the_first_shards(xrays, settings):
+    xrays({f"train/text{k}.png": b"no image" for k in range(4_000)})
+    with pytest.raises(UserError, match=r"data\.max_bad_fraction=0\.2.*text\d+\.png"):
+        run(settings("data.shard_rows=100"))
+    assert len((Plan(settings()).folder / "ingest" / "images").names(".parquet")) < 30
+
+
+def test_a_moved_root_and_a_stray_file_change_nothing_and_new_bytes_do(xrays, settings, tmp_path):
+    """Moved in mid-ingest, with some shards committed: the manifest names files relative to the root."""
+    root = xrays()
+    stage, _ = run(settings())
+    expected, fingerprint = [row["image_id"] for row in rows(stage)], looked_at(settings())
+    stage.folder.remove("stage.json")
+    (stage.folder / "images").remove("part-00001.parquet")
+    moved = root.rename(tmp_path / "elsewhere")
+    (moved / "notes.txt").write_text("of no concern")
+    stage, _ = run(settings(f"data.root={moved}"))
+    assert [row["image_id"] for row in rows(stage)] == expected
+    assert looked_at(settings(f"data.root={moved}")) == fingerprint
+    (moved / "train" / "a.png").write_bytes(png(5000) + b"longer")
+    assert looked_at(settings(f"data.root={moved}")) != fingerprint
+
+
+def test_headers_are_read_once_however_often_ingest_is_killed(tmp_path, monkeypatch):
+    """Of three shards of headers the one that is missing is read again, and the others are not."""
+    from pydicom.data import get_testdata_file
+
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
+    dataset.Modality, dataset.SOPClassUID = "DX", "1.2.840.10008.5.1.4.1.1.1.1"
+    (tmp_path / "pacs").mkdir()
+    for k in range(6):
+        dataset.PatientID = f"patient {k // 2}"
+        dataset.save_as(tmp_path / "pacs" / f"{k}.dcm")
+    (tmp_path / "pacs" / "notes").write_text("no DICOM")
+    monkeypatch.setattr(headers, "ROWS", 3)
+    data = load_settings("data=dicom", f"data.root={tmp_path / 'pacs'}", f"storage={tmp_path}").data
+    out, salt = Folder(str(tmp_path / "manifest")), Salt("a secret")
+    first = headers.read_headers(out, list_images(data, 0), data, salt)
+    assert first["path"].to_pylist() == [f"{k}.dcm" for k in range(6)]
+    assert first["patient_id"].to_pylist() == [salt.hashed(f"patient {k // 2}") for k in range(6)]
+    assert (out / "headers").names() == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    (out / "headers").remove("part-00001.parquet")
+    for path in (tmp_path / "pacs").glob("[012].dcm"):
+        path.write_bytes(b"read again")  # only one who reads would notice
+    assert headers.read_headers(out, list_images(data, 0), data, salt).equals(first)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_end(xrays, settings, monkeypatch):
