@@ -11,20 +11,20 @@ from report import emit
 from pipelines.data.duplicates import groups
 
 IMAGES, PLANTED, RADIUS = 868_000, 10_000, 10
-SECONDS, MIB = 60.0, 2048.0  # the goals
+PART = 7_000  # images made at a time, so that making them is not what is measured
+SECONDS, MIB = 60.0, 512.0  # the goals
 
 
 def main() -> None:
     rng = np.random.default_rng(0)
     alike = rng.random(256) < 0.5  # films resemble each other: half of the bits are the same for nine in ten of them
-    bits = rng.random((IMAGES, 256)) < np.where(alike, 0.5, 0.1)
-    hashes = np.packbits(bits, axis=1)
-    del bits
+    hashes = np.concatenate([np.packbits(rng.random((PART, 256), np.float32) < np.where(alike, 0.5, 0.1), axis=1)
+                             for _ in range(IMAGES // PART)])
     for k in range(PLANTED):
         flips = np.zeros(256, np.uint8)
         flips[rng.choice(256, k % (RADIUS + 1), replace=False)] = 1
         hashes[IMAGES - 1 - k] = hashes[k] ^ np.packbits(flips)
-    ids = np.arange(IMAGES).astype("U32")
+    ids = np.arange(IMAGES)
     start = time.perf_counter()
     found = groups(ids, hashes, RADIUS)
     seconds = time.perf_counter() - start
@@ -32,7 +32,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     emit("duplicates", SECONDS / seconds, 1.0, seconds=round(seconds, 1), images=IMAGES,
          found_of_planted=round(planted, 4), against="60 s")
-    emit("duplicates_memory", MIB / peak, 1.0, peak_rss_mb=round(peak), against="2 GiB")
+    emit("duplicates_memory", MIB / peak, 1.0, peak_rss_mb=round(peak), against="512 MiB")
 
 
 if __name__ == "__main__":
