@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,12 @@ from pipelines.data.image.picture import Refused
 from pipelines.data.settings import Data
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from pipelines.data.image.decode import Decoded
 
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
+BATCH = 10_000  # rows of a manifest
 DECODING = threading.Semaphore(2)  # at once in a process, while others read: a large film takes some 300 MB
 
 
@@ -45,6 +49,18 @@ def listing(root: str) -> dict[str, int]:
     except UnicodeDecodeError as error:
         raise UserError(f"data.root={root!r} holds a file whose name is not UTF-8: {error.object!r}") from error
     return dict(sorted((path, size) for path, size in files if not any(p.startswith(".") for p in path.split("/"))))
+
+
+def as_manifest(rows: Iterator[Mapping[str, Any]]) -> pa.Table:
+    """Rows of the manifest as a table, few of them held as Python objects at a time."""
+    import pyarrow as pa
+
+    from pipelines.tables.schemas import MANIFEST
+
+    parts = [MANIFEST.empty_table()]
+    while part := list(itertools.islice(rows, BATCH)):
+        parts.append(pa.Table.from_pylist(part, schema=MANIFEST))
+    return pa.concat_tables(parts)
 
 
 def fair_draw(paths: Sequence[str], n: int | None) -> list[int]:

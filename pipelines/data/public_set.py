@@ -6,7 +6,6 @@ per picture, from the owner's own layout and tables. `Published` makes a source 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from cluster.errors import UserError
 from cluster.faults import retried
-from pipelines.data.files import PICTURES, connect, fair_draw, listing, read_image
+from pipelines.data.files import PICTURES, as_manifest, connect, fair_draw, listing, read_image
 from pipelines.data.findings import states
 from pipelines.data.settings import Data
 
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 TRAIN_ONLY = "train only"
 """Split of an image of the owner's test part whose labels are not given out, which would test nothing: train, unless
 its patient is held out for another image."""
-BATCH = 10_000  # rows held as Python objects at a time
-
 
 @dataclass(frozen=True)
 class Card:
@@ -191,18 +188,10 @@ class Published:
         Raises:
             UserError: the set is not there, or only its tables are.
         """
-        import pyarrow as pa
-
-        from pipelines.tables.schemas import MANIFEST
-
         tree = self._tree(settings)
-        rows = self._rows(tree, settings)
-        parts = []
-        while part := list(itertools.islice(rows, BATCH)):
-            parts.append(pa.Table.from_pylist(part, schema=MANIFEST))
-        if not parts:
+        table = as_manifest(self._rows(tree, settings)).sort_by("path")
+        if not table.num_rows:
             raise tree.missing("image")
-        table = pa.concat_tables(parts).sort_by("path")
         if settings.images is None or not self.drawn_when_listed:
             return table
         return table.take(fair_draw(table["path"].to_pylist(), settings.images))

@@ -6,11 +6,11 @@ Classes exclude each other: an image of one is none of the others. Of an image i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
-from pipelines.data.files import PICTURES, fair_draw, listing, read_image
+from pipelines.data.files import PICTURES, as_manifest, fair_draw, listing, read_image
 from pipelines.data.findings import states
 from pipelines.data.settings import Data
 from pipelines.monitor.progress import say
@@ -26,23 +26,21 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "va
 
 def manifest(settings: Data, seed: int) -> pa.Table:
     """One row per image file.  Raises UserError when there is none, or when patient_regex fits none."""
-    import pyarrow as pa
-
-    from pipelines.tables.schemas import MANIFEST
-
     root = _root(settings)
     sizes = _images(root)
     there = list(sizes)
     paths = [there[k] for k in fair_draw(there, settings.images)]
     patients = _patients(paths, settings.patient_regex)
     classes = sorted({label for path in sizes if (label := _place(path)[1])})
-    rows = []
-    for path, patient in zip(paths, patients, strict=True):
-        split, label = _place(path)
-        rows.append({"source": "folder", "uri": f"{root}/{path}", "path": path, "patient_id": patient,
-                     "study_id": None, "view": None, "split": split, "masks": [], "bytes": sizes[path],
-                     **states("folder", [label] if label else [], assessed=classes if label else [])})
-    return pa.Table.from_pylist(rows, schema=MANIFEST)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for path, patient in zip(paths, patients, strict=True):
+            split, label = _place(path)
+            yield {"source": "folder", "uri": f"{root}/{path}", "path": path, "patient_id": patient,
+                   "study_id": None, "view": None, "split": split, "masks": [], "bytes": sizes[path],
+                   **states("folder", [label] if label else [], assessed=classes if label else [])}
+
+    return as_manifest(rows())
 
 
 def load(row: Mapping[str, Any], settings: Data) -> Decoded:
