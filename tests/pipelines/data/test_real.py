@@ -73,6 +73,7 @@ def test_a_tree_of_dicom_files(ingested, real_data):
     assert reasons["RG3_J2KI.dcm"] == "not_a_chest"
     assert len([name for name in kept if name.startswith("RG1")]) == 1
     assert all(row["detail"] for row in refused)
-    assert {"NIH_DX.dcm", "mlut_18.dcm"} <= kept, "vlut_04 shows the same as mlut_18"
+    assert "NIH_DX.dcm" in kept
+    assert len({"mlut_18.dcm", "vlut_04.dcm"} & kept) == 1, "they show the same, and the salt tells which is held out"
     for row in images:
         assert "9RG1" not in str({key: value for key, value in row.items() if key not in ("uri", "image")})
