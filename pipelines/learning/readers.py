@@ -28,7 +28,7 @@ class Batch:
 
     start: int
     stop: int
-    inputs: np.ndarray  # uint8 images (B, 1, H, W), or what else there is to learn from
+    inputs: np.ndarray  # uint8 images (B, 1, H, W), in memory (B, H, W, 1) as convolutions want them; or (B, ...)
     targets: np.ndarray | None  # (B, ...)
 
 
@@ -104,7 +104,8 @@ class ImageReader:
                 inputs.append(images[chosen])
                 rows.append(self._rows(window)[chosen])
                 at = end
-            yield Batch(start, stop, np.concatenate(inputs), _rows_of(self.targets, np.concatenate(rows)))
+            yield Batch(start, stop, np.concatenate(inputs).transpose(0, 3, 1, 2),
+                        _rows_of(self.targets, np.concatenate(rows)))
 
     def _rows(self, window: Window) -> np.ndarray:
         """Of each image of a window, its row among all images."""
@@ -113,7 +114,7 @@ class ImageReader:
                                for start, count in zip(self._starts[window.shards], counts, strict=True)])
 
     def _windows(self, cursor: int, total: int) -> Iterator[tuple[Window, np.ndarray]]:
-        """Windows from that at `cursor` on with their decoded images (N, 1, H, W); the next is loaded meanwhile."""
+        """Windows from that at `cursor` on with their decoded images (N, H, W, 1); the next is loaded meanwhile."""
         with ThreadPoolExecutor(1) as beside:
             window = self._order.window_at(cursor)
             images = self._load(window)
@@ -134,13 +135,13 @@ class ImageReader:
 
     def _load(self, window: Window) -> np.ndarray:
         counts = self._order.shard_rows[window.shards]
-        images = np.empty((int(counts.sum()), 1, *self._shape), np.uint8)
+        images = np.empty((int(counts.sum()), *self._shape, 1), np.uint8)
         at = 0
 
         with ThreadPoolExecutor(cores()) as pool:
             for encoded in read_ahead(self._encoded, window.shards.tolist(), AHEAD):
                 for image in pool.map(picture, encoded):
-                    images[at, 0] = image
+                    images[at, ..., 0] = image
                     at += 1
         assert at == len(images), f"{at} images where {len(images)} were counted"
         return images

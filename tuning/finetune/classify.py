@@ -105,9 +105,11 @@ def train(model: nn.Module, reader: Reader, settings: Fitting, seed: int, folder
 @torch.no_grad()
 def probabilities(model: nn.Module, inputs: Iterable[np.ndarray], batch: int) -> Tensor:
     """Probability of the target, float32 (N,) on the host; not in bfloat16, whose many ties would blur the AUC."""
-    parts = [model(to_tensor(part[i : i + batch])).squeeze(1).sigmoid().cpu()
-             for part in inputs for i in range(0, len(part), batch)]
-    return torch.cat(parts) if parts else torch.zeros(0)
+    found: list[float] = []  # not tensors: a small one kept of each batch pins the heap that the large ones leave
+    for part in inputs:
+        for i in range(0, len(part), batch):
+            found += model(to_tensor(part[i : i + batch])).squeeze(1).sigmoid().tolist()
+    return torch.tensor(found)
 
 
 def best_threshold(scores: Tensor, targets: Tensor) -> float:

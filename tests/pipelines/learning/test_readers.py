@@ -59,6 +59,7 @@ def test_every_epoch_shows_every_image_once_with_its_target(parts, budget):
     assert [(batch.start, batch.stop) for batch in batches[-2:]] == [(272, 288), (288, 300)]
     for batch in batches:
         np.testing.assert_array_equal(batch.inputs[:, 0, 0, 0], batch.targets)
+        assert batch.inputs.strides == (SIDE**2, 1, SIDE, 1)  # convolutions choose their kernels, and so digits, by it
     for epoch in range(3):
         assert sorted(shown(batches)[100 * epoch : 100 * (epoch + 1)]) == list(range(100))
 
