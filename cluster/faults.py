@@ -1,12 +1,12 @@
 """Faults of the storage, told apart from faults of a file.
 
-A file that was listed and cannot be read says nothing against the file: the network, a mount, a token or a disk may be
-gone. Reading is tried again with growing waits, and then the run stops; nothing is ever counted against an image whose
-bytes were not read.
+No OSError says anything against a file that was listed: the network, a mount, a token or a disk may be gone. Reading is
+tried again with growing waits, and then the run stops. Only a file whose bytes were read can be bad.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import time
@@ -26,10 +26,13 @@ class StorageUnavailable(OSError):
 
 
 def retried(call: Callable[[], T], uri: str, waits: Sequence[float] | None = None) -> T:
-    """The result of `call`, tried again after each OSError, with jitter between half of a wait and all of it.
+    """The result of `call`, tried again after each OSError with back-off and jitter (half of a wait to all).
+
+    Attempts that are slow to fail (a network's timeouts) count: once the waits' sum of seconds has gone by, the next
+    failure is the last.
 
     Args:
-        call: reads or writes something, and can be repeated.
+        call: reads or writes bytes and can be repeated; it must not decode them, since PIL's errors are OSErrors.
         uri: what it reads or writes, for the message.
         waits: seconds before each further attempt; None: WAITS.
 
@@ -37,39 +40,46 @@ def retried(call: Callable[[], T], uri: str, waits: Sequence[float] | None = Non
         StorageUnavailable: the last attempt failed, too.
     """
     waits = WAITS if waits is None else waits
-    for wait in waits:
+    deadline = time.monotonic() + sum(waits)
+    for attempt, wait in enumerate((*waits, None), 1):
         try:
             return call()
         except StorageUnavailable:
             raise
-        except OSError:
+        except OSError as error:
+            if wait is None or time.monotonic() > deadline:
+                raise StorageUnavailable(
+                    f"{uri} cannot be reached from {socket.gethostname()} after {attempt} attempts ({error}); check "
+                    "the mount, the network and the credentials there, then give the same command again") from error
             time.sleep(wait * random.uniform(0.5, 1.0))
-    try:
-        return call()
-    except OSError as error:
-        raise StorageUnavailable(f"{uri} cannot be reached from {socket.gethostname()} after {len(waits) + 1} attempts "
-                                 f"({error}); see to the storage, then give the same command again") from error
+    raise AssertionError("the last attempt returns or raises")
 
 
 def read_listed(folder: Folder, name: str, waits: Sequence[float] | None = None) -> bytes:
     """The bytes of a file that a listing of `folder` named.
 
     Raises:
-        StorageUnavailable: the folder cannot be read from this node, or the file cannot.
-        UserError: the folder is there and the file is gone from it: the listing is out of date.
+        StorageUnavailable: the file cannot be read from this node.
+        UserError: the file is gone, and its own folder still holds others: the listing is out of date.
     """
+    uri = f"{folder.uri}/{name}"
     try:
-        return retried(lambda: folder.read(name), f"{folder.uri}/{name}", waits)
+        return retried(lambda: folder.read(name), uri, waits)
     except StorageUnavailable as error:
-        if isinstance(error.__cause__, FileNotFoundError) and _is_there(folder):
-            raise UserError(f"{folder.uri}/{name} was listed and is gone; put it back, or add changed=redo to list "
-                            "the images anew") from error
+        if isinstance(error.__cause__, FileNotFoundError) and _holds_something(Folder(uri.rpartition("/")[0])):
+            raise UserError(f"{uri} was listed and is gone; put it back, or add changed=redo to list the images anew") \
+                from error
         raise
 
 
-def _is_there(folder: Folder) -> bool:
-    """Whether the folder holds anything, seen from this node: an empty one may be a mount that is missing."""
+def _holds_something(folder: Folder) -> bool:
+    """Whether a folder has entries, seen from this node; an empty one may be a mount point whose mount is missing."""
+    from pyarrow.fs import FileType
+
     try:
-        return bool(folder.names())
+        if folder.is_local:
+            with os.scandir(folder.uri) as entries:
+                return any(True for _ in entries)
+        return folder.filesystem.get_file_info(folder.path).type == FileType.Directory
     except OSError:
         return False

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import posixpath
 import uuid
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from cluster import commit
 from cluster.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,23 +21,45 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 
-OBJECT_STORES = ("gcs", "abfs")  # of pyarrow, which show an object when its stream is closed
+SAME_SCHEMES = {"gcs": "gs", "abfss": "abfs"}
 
 
 def absolute(uri: str) -> str:
     """`uri` with a local path made absolute, so that it means the same in every process of a cluster."""
-    uri = uri.removeprefix("file://")
+    if uri.startswith("file:/"):
+        uri = "/" + uri.removeprefix("file:").lstrip("/")
     return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 def overlaps(one: str, other: str) -> bool:
-    """Whether one of two folders lies in the other, or they are the same; links of a local disk are followed."""
-    def parts(uri: str) -> tuple[str, ...]:
-        uri = absolute(uri)
-        return tuple((uri if "://" in uri else os.path.realpath(uri)).split("/"))
+    """Whether one of two folders lies in the other, or they are the same.
 
-    first, second = sorted((parts(one), parts(other)), key=len)
-    return second[: len(first)] == first
+    Local ones are compared by inode, so symbolic links and bind mounts are seen through; remote ones by the components
+    of their paths.
+    """
+    first, second = _line(one), _line(other)
+    return first[0] in second or second[0] in first
+
+
+def _line(uri: str) -> list[Any]:
+    """Identities of a folder and of all folders above it."""
+    uri = absolute(uri)
+    if "://" not in uri:
+        place = Path(os.path.realpath(uri))
+        return [_identity(path) for path in (place, *place.parents)]
+    url = urlsplit(uri)
+    path = PurePosixPath(posixpath.normpath("/" + url.path.lstrip("/")))
+    host = url.netloc if url.scheme.startswith("abfs") else url.netloc.rpartition("@")[2]  # not gs://anonymous@BUCKET
+    return [(SAME_SCHEMES.get(url.scheme, url.scheme), host, *part.parts) for part in (path, *path.parents)]
+
+
+def _identity(path: Path) -> Any:
+    """Device and inode of a folder; its path while it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return path
+    return found.st_dev, found.st_ino
 
 
 class Folder:
@@ -102,7 +127,8 @@ class Folder:
         return sorted(f.base_name for f in found if f.base_name.endswith(suffix) and not f.base_name.startswith("."))
 
     def read(self, name: str) -> bytes:
-        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+        """All bytes of one file as they are stored, also where its name ends in .gz; one request on S3."""
+        with self.filesystem.open_input_stream(f"{self.path}/{name}", compression=None) as stream:
             return stream.read()
 
     def read_json(self, name: str) -> dict[str, Any] | None:
@@ -122,60 +148,20 @@ class Folder:
             name: Of the file.
             data: All that it holds.
             replace: False leaves a file that is there as it is, so that a straggler cannot undo what came after it
-                (on a disk and on S3; elsewhere what is there is replaced).
+                (atomically on a disk and on S3; elsewhere existence is checked before the rename).
             private: On a disk, only its owner may read the file.
+
+        Raises:
+            OSError: names the file; nothing of it is visible.
         """
         if self.is_local:
-            os.makedirs(self.uri, exist_ok=True)
-            staged = f"{self.uri}/.{name}.{uuid.uuid4().hex}.tmp"
-            try:
-                mode = 0o600 if private else 0o666  # less what the umask takes
-                with open(staged, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:  # a full disk, for one: its room is given back
-                with contextlib.suppress(OSError):
-                    os.unlink(staged)
-                raise OSError(error.errno, f"{len(data):,} bytes cannot be written ({error.strerror})",
-                              f"{self.uri}/{name}") from error
-            if not replace and self._linked(staged, f"{self.uri}/{name}"):
-                return
-            os.replace(staged, f"{self.uri}/{name}")
+            commit.on_disk(self.uri, name, data, replace, private)
         elif self.uri.startswith("s3://"):
-            from cluster import s3
+            from cluster.s3_client import put
 
-            s3.put(f"{self.path}/{name}", data, replace)
-        elif self.filesystem.type_name in OBJECT_STORES:
-            with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
-                stream.write(data)
+            put(f"{self.path}/{name}", data, replace)
         else:
-            self._renamed(name, data, replace)
-
-    def _renamed(self, name: str, data: bytes, replace: bool) -> None:
-        """Write under a hidden name and rename, where the file system (HDFS) shows a file while it is written."""
-        target, staged = f"{self.path}/{name}", f"{self.path}/.{name}.{uuid.uuid4().hex}.tmp"
-        self.filesystem.create_dir(self.path, recursive=True)
-        with self.filesystem.open_output_stream(staged) as stream:
-            stream.write(data)
-        if self.exists(name):
-            if not replace:
-                self.filesystem.delete_file(staged)
-                return
-            self.filesystem.delete_file(target)  # HDFS renames onto no file
-        self.filesystem.move(staged, target)
-
-    @staticmethod
-    def _linked(staged: str, target: str) -> bool:
-        """Whether `target` is there now, from `staged` or from before; False where the file system has no links."""
-        try:
-            os.link(staged, target)
-        except FileExistsError:
-            pass
-        except OSError:
-            return False
-        os.unlink(staged)
-        return True
+            commit.by_rename(self.filesystem, self.path, name, data, replace)
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         self.write(name, json.dumps(value, indent=2, default=str).encode() + b"\n")

@@ -1,5 +1,7 @@
 """What is a fault of the storage, and what is a file that is gone."""
 
+import time
+
 import pytest
 
 from cluster.errors import UserError
@@ -50,3 +52,21 @@ def test_a_listed_file_that_is_gone_is_told_from_a_folder_that_is_not_mounted(fi
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(StorageUnavailable, match=place):
             read_listed(Folder(str(tmp_path / place)), "a.png", WAITS)
+
+
+def test_a_mount_that_is_missing_below_the_folder_is_no_file_that_is_gone(films, tmp_path):
+    (tmp_path / "films" / "train").mkdir()
+    with pytest.raises(StorageUnavailable, match=r"train/a\.png"):
+        read_listed(films, "train/a.png", WAITS)
+
+
+def test_attempts_that_are_slow_to_fail_are_bounded_in_time():
+    calls = []
+
+    def timeout() -> bytes:
+        calls.append(time.sleep(0.1))
+        raise TimeoutError("no answer")
+
+    with pytest.raises(StorageUnavailable, match="after 1 attempts"):
+        retried(timeout, "s3://films/a.png", (0.01,) * 5)
+    assert len(calls) == 1

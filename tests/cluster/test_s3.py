@@ -1,10 +1,12 @@
 """S3 over HTTP: a server on loopback, boto3 and pyarrow between."""
 
+import gc
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pyarrow.parquet as pq
@@ -12,7 +14,9 @@ import pytest
 from conftest import empty
 from pyarrow import fs
 
-from cluster import s3
+from cluster import s3, s3_client, s3_streams
+from cluster.errors import UserError
+from cluster.faults import StorageUnavailable, read_listed
 from cluster.storage import Folder
 from pipelines.data.files import listing
 
@@ -20,19 +24,48 @@ ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "A
                "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
-@pytest.fixture(scope="module")
-def server():
-    from moto.server import ThreadedMotoServer
+class Faults:
+    """WSGI middleware before moto's server: a test's `answer(environ)` may replace a response, or cut it in half."""
 
-    served = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    served.start()
-    host, port = served.get_host_and_port()
-    yield f"http://{host}:{port}"
-    served.stop()
+    def __init__(self, application):
+        self.application, self.answer, self.requests = application, None, []
+
+    def __call__(self, environ, start_response):
+        self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("HTTP_RANGE")))
+        fault = self.answer(environ) if self.answer else None
+        if fault == "cut":
+            content = b"".join(self.application(environ, start_response))
+            return iter([content[: len(content) // 2]])  # Content-Length tells of more
+        if fault:
+            status, code = fault
+            body = f"<Error><Code>{code}</Code><Message>of a test</Message></Error>".encode()
+            start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+            return [body]
+        return self.application(environ, start_response)
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    faults = Faults(DomainDispatcherApplication(create_backend_app))
+    served = make_server("127.0.0.1", 0, faults, threaded=True)
+    faults.url = f"http://127.0.0.1:{served.server_port}"
+    thread = threading.Thread(target=served.serve_forever, daemon=True)
+    thread.start()
+    yield faults
+    served.shutdown()
+    thread.join()
 
 
 @pytest.fixture
-def buckets(server, monkeypatch):
+def server(faulty):
+    return faulty.url
+
+
+@pytest.fixture
+def buckets(faulty, server, monkeypatch):
     """Two empty buckets, `xrays` and `results`, and an environment in which they are found."""
     for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": server}).items():
         monkeypatch.setenv(name, value)
@@ -40,6 +73,7 @@ def buckets(server, monkeypatch):
     for bucket in ("xrays", "results"):
         s3.client().create_bucket(Bucket=bucket)
     yield s3.client()
+    faulty.answer = None
     for bucket in ("xrays", "results"):
         empty(Folder(f"s3://{bucket}"))
         s3.client().delete_bucket(Bucket=bucket)
@@ -115,7 +149,7 @@ def test_parts_of_an_object_are_read_by_range(buckets):
 
 
 def test_a_large_stream_is_there_when_it_is_closed(buckets, monkeypatch):
-    monkeypatch.setattr(s3, "IN_MEMORY", 1 << 20)
+    monkeypatch.setattr(s3_streams, "IN_MEMORY", 1 << 20)
     content = os.urandom(20 << 20)
     stream = s3.filesystem().open_output_stream("results/parts")
     stream.write(content)
@@ -135,25 +169,72 @@ def test_the_reader_pays_where_the_environment_says_so(buckets, monkeypatch):
     assert all(headers.get("x-amz-request-payer") == b"requester" for headers in seen)
 
 
-def test_a_server_that_is_busy_is_asked_again(buckets):
-    from io import BytesIO
-
-    from botocore.awsrequest import AWSResponse
-
+def test_a_server_that_is_busy_is_asked_again(buckets, faulty):
     Folder("s3://xrays").write("a", b"1")
-    failures = []
-
-    def busy(request, **_):
-        if len(failures) < 2:
-            failures.append(request.url)
-            raw = BytesIO(b"")
-            raw.stream = lambda *_, **__: iter([b""])
-            return AWSResponse(request.url, 503, {}, raw)
-        return None
-
-    buckets.meta.events.register("before-send.s3", busy)
+    faults = [("503 Slow Down", "SlowDown")] * 2
+    faulty.answer = lambda environ: faults.pop() if faults else None
     assert Folder("s3://xrays").read("a") == b"1"
-    assert len(failures) == 2
+    assert faults == []
+
+
+def test_a_whole_file_is_read_in_one_request(buckets, faulty, tmp_path):
+    content = os.urandom(5 << 20)
+    Folder("s3://xrays").write("large", content)
+    faulty.requests.clear()
+    assert Folder("s3://xrays").read("large") == content
+    assert faulty.requests == [("GET", "/xrays/large", None)]
+    Folder("s3://xrays").download(tmp_path)
+    assert (tmp_path / "large").read_bytes() == content
+    assert [request for request in faulty.requests if request[2]] == [], "nor is it copied in ranges"
+
+
+def test_a_connection_that_breaks_is_resumed_at_its_byte(buckets, faulty):
+    content = os.urandom(3 << 20)
+    Folder("s3://xrays").write("large", content)
+    faults = ["cut"]
+    faulty.answer = lambda environ: faults.pop() if faults else None
+    faulty.requests.clear()
+    assert Folder("s3://xrays").read("large") == content
+    (_, _, first), (_, _, second) = faulty.requests
+    assert first is None
+    assert int(second.removeprefix("bytes=").removesuffix("-")) > 1 << 20
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_not_mixed(buckets, faulty):
+    Folder("s3://xrays").write("large", b"a" * (3 << 20))
+    faulty.answer = lambda environ: "cut"
+    stream = s3.filesystem().open_input_stream("xrays/large")
+    faulty.answer = None
+    Folder("s3://xrays").write("large", b"b" * (3 << 20))
+    with pytest.raises(OSError, match="xrays/large"):
+        stream.read()
+
+
+def test_an_upload_that_is_dropped_or_fails_leaves_no_object(buckets, monkeypatch):
+    """The stump of a dropped upload would count as done."""
+    stream = s3.filesystem().open_output_stream("results/dropped")
+    stream.write(b"half")
+    del stream
+    gc.collect()
+    with pytest.raises(OSError, match="errno 5"):  # the read fails after the output is open
+        fs.copy_files("/proc/self/mem", "results/copied", source_filesystem=fs.LocalFileSystem(),
+                      destination_filesystem=s3.filesystem())
+    gc.collect()
+    assert Folder("s3://results").names() == []
+
+
+def test_a_token_that_is_refused_for_a_while_costs_attempts_and_then_stops(buckets, faulty):
+    folder = Folder("s3://xrays/films")
+    folder.write("a.png", b"pixels")
+    faults = [("403 Forbidden", "AccessDenied")] * 2
+    faulty.answer = lambda environ: faults.pop() if faults else None
+    assert read_listed(folder, "a.png", (0.01,) * 3) == b"pixels"
+    faulty.answer = lambda environ: ("403 Forbidden", "AccessDenied")
+    with pytest.raises(StorageUnavailable, match=r"films/a\.png.*AccessDenied"):
+        read_listed(folder, "a.png", (0.01,))
+    faulty.answer = None
+    with pytest.raises(UserError, match=r"films/b\.png was listed and is gone"):
+        read_listed(folder, "b.png", (0.01,))
 
 
 def test_a_file_system_travels_to_other_processes(buckets):
@@ -206,29 +287,32 @@ def test_ingest_from_one_bucket_into_another_survives_sigkill(buckets, server):
     assert {name: images.filesystem.get_file_info(f"{images.path}/{name}").mtime for name in before} == stamps
 
 
-def test_a_store_that_knows_no_conditional_writes_is_written_all_the_same(buckets):
-    """Such stores answer 501 to If-None-Match; they are asked once, and what is there is still not replaced."""
-    from io import BytesIO
-
-    from botocore.awsrequest import AWSResponse
-
+@pytest.mark.parametrize("fault", [("501 Not Implemented", "NotImplemented"), ("400 Bad Request", "InvalidArgument"),
+                                   ("405 Method Not Allowed", "MethodNotAllowed")])
+def test_a_store_that_knows_no_conditional_writes_is_written_all_the_same(buckets, faulty, monkeypatch, caplog, fault):
+    """It is asked once, one line is logged, and what is there is still not replaced."""
+    monkeypatch.setattr(s3_client, "unconditional", set())
     refused = []
 
-    def not_implemented(request, **_):
-        if request.headers.get("If-None-Match"):
-            refused.append(request.url)
-            raw = BytesIO(b"")
-            raw.stream = lambda *_, **__: iter([b"<Error><Code>NotImplemented</Code></Error>"])
-            return AWSResponse(request.url, 501, {}, raw)
+    def refuse(environ):
+        if environ.get("HTTP_IF_NONE_MATCH"):
+            refused.append(environ["PATH_INFO"])
+            return fault
         return None
 
-    buckets.meta.events.register("before-send.s3", not_implemented)
-    try:
-        folder = Folder("s3://results/runs")
-        folder.write("a", b"first", replace=False)
-        folder.write("a", b"second", replace=False)
-        folder.write("b", b"first", replace=False)
-        assert (folder.read("a"), folder.read("b")) == (b"first", b"first")
-        assert len(refused) == 1
-    finally:
-        s3.without_conditions.clear()
+    faulty.answer = refuse
+    folder = Folder("s3://results/runs")
+    folder.write("a", b"first", replace=False)
+    folder.write("a", b"second", replace=False)
+    folder.write("b", b"first", replace=False)
+    assert (folder.read("a"), folder.read("b")) == (b"first", b"first")
+    assert len(refused) == 1
+    assert len([record for record in caplog.records if record.name == "cluster.s3_client"]) == 1
+
+
+def test_a_write_that_is_refused_for_another_reason_says_so(buckets, faulty, monkeypatch):
+    monkeypatch.setattr(s3_client, "unconditional", set())
+    faulty.answer = lambda environ: ("501 Not Implemented", "NotImplemented")
+    for replace in (False, True):
+        with pytest.raises(OSError, match="results/a"):
+            Folder("s3://results").write("a", b"1", replace=replace)

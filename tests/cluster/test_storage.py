@@ -1,3 +1,4 @@
+import gzip
 import os
 import subprocess
 import sys
@@ -144,30 +145,90 @@ def test_a_read_only_folder_is_named(tmp_path):
         Folder(str(tmp_path)).check_writable()
 
 
-def test_where_files_show_while_they_are_written_a_cut_off_write_leaves_none(tmp_path):
-    """HDFS shows a file from its first byte on; here fsspec's local disk stands for it, through pyarrow's interface."""
+def on_fsspec(path: Path, handler=None) -> Folder:
+    """A folder behind pyarrow's interface on fsspec's local disk, which like HDFS shows a file from its first byte."""
     from fsspec.implementations.local import LocalFileSystem
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    class CutOff(FSSpecHandler):
-        def open_output_stream(self, path, metadata):
-            Path(path).write_bytes(b"ha")
-            raise OSError("the connection is gone")
+    folder = Folder("hdfs://host/runs")
+    folder.__dict__["_resolved"] = (PyFileSystem((handler or FSSpecHandler)(LocalFileSystem())), str(path))
+    return folder
 
-    def folder(handler: type[FSSpecHandler]) -> Folder:
-        found = Folder("hdfs://host/runs")
-        found.__dict__["_resolved"] = (PyFileSystem(handler(LocalFileSystem())), str(tmp_path / "runs"))
-        return found
 
-    whole = folder(FSSpecHandler)
-    whole.write("a", b"first")
-    with pytest.raises(OSError, match="gone"):
-        folder(CutOff).write("b", b"half")
-    assert whole.names() == ["a"]
-    whole.write("a", b"second", replace=False)
-    assert whole.read("a") == b"first"
-    whole.write("a", b"second")
-    assert whole.read("a") == b"second"
+def test_on_any_file_system_a_write_replaces_or_leaves_what_is_there(tmp_path):
+    folder = on_fsspec(tmp_path / "runs")
+    folder.write("a", b"first")
+    folder.write("a", b"second", replace=False)
+    assert folder.read("a") == b"first"
+    folder.write("a", b"second")
+    assert folder.read("a") == b"second"
+    assert os.listdir(tmp_path / "runs") == ["a"]
+
+
+def test_a_writer_killed_in_the_middle_shows_nothing_on_any_file_system(tmp_path):
+    code = """
+import os, signal, sys
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from cluster.storage import Folder
+
+class Killed(FSSpecHandler):
+    def open_output_stream(self, path, metadata):
+        stream = super().open_output_stream(path, metadata)
+        stream.write(b"half")
+        stream.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+folder = Folder("hdfs://host/runs")
+folder.__dict__["_resolved"] = (PyFileSystem(Killed(LocalFileSystem())), sys.argv[1])
+folder.write("part", b"half and half")
+"""
+    (tmp_path / "runs").mkdir()
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "runs")], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    assert len(list((tmp_path / "runs").iterdir())) == 1, "it was killed after the first bytes"
+    assert on_fsspec(tmp_path / "runs").names() == []
+
+
+def test_a_write_that_fails_takes_no_room_and_is_named(tmp_path):
+    from pyarrow.fs import FSSpecHandler
+
+    class Full(FSSpecHandler):
+        def move(self, src, dest):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"5 bytes cannot be written.*runs/part"):
+        on_fsspec(tmp_path / "runs", Full).write("part", b"bytes")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_without_a_rename_the_file_is_copied(tmp_path):
+    """Azure without hierarchical namespace, for one."""
+    from pyarrow.fs import FSSpecHandler
+
+    class Flat(FSSpecHandler):
+        def move(self, src, dest):
+            raise NotImplementedError("no rename here")
+
+    folder = on_fsspec(tmp_path / "runs", Flat)
+    folder.write("part", b"bytes")
+    assert folder.read("part") == b"bytes"
+    assert os.listdir(tmp_path / "runs") == ["part"]
+
+
+def test_bytes_come_back_as_they_were_written_also_of_a_gzip_file(tmp_path):
+    content = gzip.compress(b"image_id,finding")
+    for folder in (Folder(str(tmp_path / "disk")), on_fsspec(tmp_path / "remote")):
+        for name, data in (("table.csv.gz", content), ("plain.gz", b"not packed at all")):
+            folder.write(name, data)
+            assert folder.read(name) == data
+
+
+def test_a_target_that_cannot_be_replaced_leaves_nothing_aside(tmp_path):
+    (tmp_path / "part" / "below").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"5 bytes cannot be written.*part"):
+        Folder(str(tmp_path)).write("part", b"bytes")
+    assert os.listdir(tmp_path) == ["part"]
 
 
 def test_a_full_disk_is_named_and_given_its_room_back(tmp_path):
@@ -198,10 +259,47 @@ def test_only_a_folder_that_carries_the_mark_is_cleared(tmp_path):
     assert folder.names() == ["begun.json"]
 
 
+def test_what_links_lead_to_is_never_cleared(tmp_path):
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "mine.png").write_bytes(b"x")
+    folder = Folder(str(tmp_path / "stage"))
+    folder.write("begun.json", b"{}")
+    (folder / "below").write("ours", b"x")
+    for place in ("linked", "below/linked"):
+        (tmp_path / "stage" / place).symlink_to(tmp_path / "user")
+    folder.clear("begun.json")
+    assert folder.names() == ["begun.json"]
+    assert os.listdir(tmp_path / "user") == ["mine.png"]
+
+
 @pytest.mark.parametrize(("one", "other", "expected"), [
     ("/data/xrays", "/data/xrays/train", True), ("/data/xrays/", "/data/xrays", True),
     ("/data/xrays", "/data/xrays2", False),
     ("s3://bucket/a", "s3://bucket/a/b", True), ("s3://bucket/a", "s3://bucket/ab", False),
-    ("s3://bucket/a", "/bucket/a", False), ("file:///data/xrays", "/data/xrays", True)])
+    ("s3://bucket/a", "/bucket/a", False), ("file:///data/xrays", "/data/xrays", True),
+    ("file:/data/xrays", "/data/xrays", True), ("/", "/data", True), ("s3://bucket", "s3://bucket/a", True),
+    ("s3://bucket/a/", "s3://bucket/b", False), ("s3://one/a", "s3://other/a", False),
+    ("hdfs://host/a/../b", "hdfs://host/b/c", True), ("gs://anonymous@bucket/a", "gcs://bucket/a/b?retry=1", True),
+    ("abfs://one@account/a", "abfs://other@account/a", False)])
 def test_folders_that_lie_in_one_another(one, other, expected):
     assert overlaps(one, other) == overlaps(other, one) == expected
+
+
+def test_links_are_followed_to_see_whether_folders_overlap(tmp_path):
+    (tmp_path / "xrays" / "train").mkdir(parents=True)
+    (tmp_path / "alias").symlink_to(tmp_path / "xrays")
+    assert overlaps(str(tmp_path / "alias"), str(tmp_path / "xrays" / "train"))
+    assert overlaps(str(tmp_path / "xrays"), str(tmp_path / "alias" / "not there yet"))
+    assert not overlaps(str(tmp_path / "alias" / "train"), str(tmp_path / "xrays" / "val"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts take root")
+def test_a_bind_mount_is_seen_through(tmp_path):
+    (tmp_path / "xrays" / "train").mkdir(parents=True)
+    (tmp_path / "mounted").mkdir()
+    if subprocess.run(["mount", "--bind", tmp_path / "xrays", tmp_path / "mounted"], capture_output=True).returncode:
+        pytest.skip("mounts are not allowed here")
+    try:
+        assert overlaps(str(tmp_path / "mounted"), str(tmp_path / "xrays" / "train"))
+    finally:
+        subprocess.run(["umount", tmp_path / "mounted"], check=True)

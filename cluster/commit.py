@@ -1,0 +1,94 @@
+"""Writes of one whole file that survive a kill: under a hidden name first, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+
+def on_disk(folder: str, name: str, data: bytes, replace: bool, private: bool) -> None:
+    """Write a file of a local folder atomically; the arguments are those of `Folder.write`.
+
+    Raises:
+        OSError: names the file and its bytes; the room that it took is given back.
+    """
+    os.makedirs(folder, exist_ok=True)
+    staged, target = _staged(folder, name), f"{folder}/{name}"
+    mode = 0o600 if private else 0o666  # less what the umask takes
+    with _described(target, len(data)):
+        try:
+            with open(staged, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace or not _linked(staged, target):
+                os.replace(staged, target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(staged)
+            raise
+
+
+def by_rename(filesystem: FileSystem, folder: str, name: str, data: bytes, replace: bool) -> None:
+    """Write a file on any file system of pyarrow: none of them shows whole files only.
+
+    HDFS shows a file from its first byte. abfs:// creates the object empty when its stream is opened, and commits what
+    was written so far when the stream is dropped after an error.
+
+    Two limits remain. HDFS has no rename that replaces: pyarrow deletes the old file first, and a kill between the two
+    leaves neither (`replace=False` does not get there). Where a file system has no rename, the file is copied under its
+    name and then removed under the hidden one.
+
+    Raises:
+        OSError: names the file and its bytes.
+    """
+    staged, target = _staged(folder, name), f"{folder}/{name}"
+    filesystem.create_dir(folder, recursive=True)
+    with _described(target, len(data)):
+        try:
+            with filesystem.open_output_stream(staged, compression=None) as stream:
+                stream.write(data)
+            if not replace and filesystem.get_file_info(target).is_file:
+                filesystem.delete_file(staged)
+                return
+            try:
+                filesystem.move(staged, target)
+            except NotImplementedError:
+                filesystem.copy_file(staged, target)
+                filesystem.delete_file(staged)
+        except OSError:
+            with contextlib.suppress(OSError):
+                filesystem.delete_file(staged)
+            raise
+
+
+def _staged(folder: str, name: str) -> str:
+    return f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
+
+
+def _linked(staged: str, target: str) -> bool:
+    """Whether `target` is there now, from `staged` or from before; False where the file system has no hard links."""
+    try:
+        os.link(staged, target)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    os.unlink(staged)
+    return True
+
+
+@contextlib.contextmanager
+def _described(target: str, size: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, f"{size:,} bytes cannot be written ({error.strerror or error})",
+                      target) from error
