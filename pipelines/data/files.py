@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import UserError
 from cluster.faults import read_listed
 from cluster.storage import Folder
-from pipelines.data.image.picture import Refused
+from pipelines.data.image.picture import NOT_WANTED, Refused
 from pipelines.data.settings import Data
 
 if TYPE_CHECKING:
@@ -63,12 +63,13 @@ def as_manifest(rows: Iterator[Mapping[str, Any]]) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def fair_draw(paths: Sequence[str], n: int | None) -> list[int]:
-    """Indices, in order, of `n` of the paths (all for None): from all folders alike, whatever other paths there are."""
-    if n is None:
-        return list(range(len(paths)))
+def fair_draw(listed: pa.Table, n: int | None) -> pa.Table:
+    """`n` of the listed images (all for None), in order: from all folders alike, whatever other images there are."""
+    if n is None or n >= listed.num_rows:
+        return listed
+    paths = listed["path"].to_pylist()
     drawn = sorted(range(len(paths)), key=lambda k: hashlib.sha256(paths[k].encode()).digest())
-    return sorted(drawn[:n])
+    return listed.take(sorted(drawn[:n]))
 
 
 def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, listed: bool = True,
@@ -91,6 +92,8 @@ def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, l
     from pipelines.data.image.decode import decode
     from pipelines.data.image.masks import label_map
 
+    if reason := row.get("refused"):
+        raise Refused(reason, f"its header says so: {NOT_WANTED[reason]}")
     content = _read(folder, name, listed)
     with DECODING:
         decoded = decode(content, settings, view=row.get("view"), **options)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from cluster.errors import UserError
 from cluster.faults import retried
 from cluster.storage import Folder
-from pipelines.data.files import fair_draw
-from pipelines.data.identifiers import HIDDEN, Salt
+from pipelines.data.identifiers import Salt, hide_row
 from pipelines.data.settings import Data
 from pipelines.data.sources import find_source
 from pipelines.monitor.progress import bar
 from pipelines.tables.parquet import pending_shards, read_columns, read_shard, shard_count, shard_name, write_shard
-from pipelines.tables.schemas import MANIFEST
+from pipelines.tables.schemas import PLACED
 from pipelines.tables.shards import Row, RowOperator, run_shards
 from pipelines.tables.streaming import shard_numbers
 
@@ -25,7 +23,7 @@ ROWS = 4_096  # headers of a shard
 
 
 def read_headers(out: Folder, listed: pa.Table, settings: Data, salt: Salt) -> pa.Table:
-    """The rows of `listed` that are images, as their headers describe them, `data.images` of them.
+    """The rows of `listed` that are images, as their headers describe them, with identifiers hashed (schemas.PLACED).
 
     Args:
         out: of the manifest; what was read by a command that was cut off is taken from there.
@@ -33,8 +31,6 @@ def read_headers(out: Folder, listed: pa.Table, settings: Data, salt: Salt) -> p
         settings: what to take.
         salt: of the identifiers.
 
-    Raises:
-        UserError: no file is an image.
     """
     count = shard_count(listed.num_rows, ROWS)
     for index in pending_shards(out / "listed", count):
@@ -43,11 +39,7 @@ def read_headers(out: Folder, listed: pa.Table, settings: Data, salt: Salt) -> p
     with bar("ingest, headers", listed.num_rows) as shown:
         shown.to(listed.num_rows - sum(min(ROWS, listed.num_rows - index * ROWS) for index in pending))
         run_shards(Describe(out, settings, salt), shard_numbers(pending), shown)
-    table = read_columns(out / "headers", MANIFEST.names)
-    if not table.num_rows:
-        raise UserError(f"data.root={settings.root!r}: none of its {listed.num_rows} files is an image of "
-                        f"data={settings.source}")
-    return table if settings.images is None else table.take(fair_draw(table["path"].to_pylist(), settings.images))
+    return read_columns(out / "headers", PLACED.names)
 
 
 class Describe(RowOperator):
@@ -63,15 +55,13 @@ class Describe(RowOperator):
 
     def one(self, row: Row) -> Row:
         described = find_source(self.settings.source).describe(row, self.settings)  # type: ignore[attr-defined]
-        if described is None:
-            return {}
-        return described | {name: described[name] and self.salt.hashed(described[name]) for name in HIDDEN}
+        return {} if described is None else hide_row(described, self.salt)
 
     def killed(self, row: Row) -> Row:
-        return row | {name: row[name] and self.salt.hashed(row[name]) for name in HIDDEN}
+        return hide_row(row | {"patient_id": row["path"]}, self.salt)
 
     def commit(self, shard: int, rows: list[Row]) -> tuple[int, int]:
-        table = pa.Table.from_pylist([row for row in rows if row], schema=MANIFEST)
+        table = pa.Table.from_pylist([row for row in rows if row], schema=PLACED)
         retried(lambda: write_shard(self.headers, shard, table, replace=False),
                 f"{self.headers.uri}/{shard_name(shard)}")
         return len(rows), 0

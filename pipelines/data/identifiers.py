@@ -11,11 +11,13 @@ import hashlib
 import os
 import secrets
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
 from cluster.errors import UserError
 from cluster.storage import Folder
+from pipelines.data.split import place
 from pipelines.monitor.progress import say
 
 VARIABLE = "RAYOGRAPH_SALT"
@@ -69,9 +71,17 @@ def which_salt() -> str:
 
 
 def hide(manifest: pa.Table, salt: Salt) -> pa.Table:
-    """The rows with HIDDEN hashed; what is null stays null."""
+    """The rows with HIDDEN hashed and the patient's `place` taken before (schemas.PLACED); what is null stays null."""
+    patients = manifest["patient_id"].combine_chunks().dictionary_encode()
+    places = pa.array([place(patient) for patient in patients.dictionary.to_pylist()], pa.int16())
+    manifest = manifest.append_column("place", places.take(patients.indices))
     for name in HIDDEN:
         values = manifest[name].combine_chunks().dictionary_encode()
         hashed = pa.array([value and salt.hashed(value) for value in values.dictionary.to_pylist()], pa.string())
         manifest = manifest.set_column(manifest.schema.get_field_index(name), name, hashed.take(values.indices))
     return manifest
+
+
+def hide_row(row: dict[str, Any], salt: Salt) -> dict[str, Any]:
+    """`hide` of one row."""
+    return row | {"place": place(row["patient_id"])} | {name: row[name] and salt.hashed(row[name]) for name in HIDDEN}

@@ -22,6 +22,7 @@ from pipelines.data.image.picture import NOT_WANTED
 from pipelines.data.labels import label_lines, label_report, present
 from pipelines.data.listing import list_images, listing_hash, write_manifest
 from pipelines.data.settings import Data
+from pipelines.data.sources import cards_of
 from pipelines.graph.settings import Settings
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import bar, say
@@ -56,7 +57,10 @@ def ingest(stage: Stage) -> Metrics:
     check(counts, quarantine, data)
     for line in label_lines(counts["label_report"]):
         say(f"ingest: {line}")
-    return counts | {"source": data.source, "size": data.size} | ({"images_per_second": speed} if speed else {})
+    terms = {name: {"title": card.title, "licence": card.licence, "citation": card.citation, "sign": card.sign}
+             for name, card in cards_of(data).items()}
+    counts |= {"source": data.source, "size": data.size, "terms": terms}
+    return counts | ({"images_per_second": speed} if speed else {})
 
 
 def observed(settings: Settings) -> dict[str, Any]:

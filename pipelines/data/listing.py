@@ -12,8 +12,10 @@ import posixpath
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.errors import UserError
 from cluster.storage import Folder
 from pipelines.data import identifiers, split
+from pipelines.data.files import fair_draw
 from pipelines.data.headers import read_headers
 from pipelines.data.settings import Data
 from pipelines.data.sources import find_source
@@ -26,8 +28,13 @@ _listed: dict[str, pa.Table] = {}  # what a command listed for the fingerprint, 
 
 
 def list_images(settings: Data, seed: int) -> pa.Table:
-    """The source's manifest, with `uri` relative to data.root where it lies below it; kept for `write_manifest`."""
+    """The source's manifest, with `uri` relative to data.root where it lies below it; kept for `write_manifest`.
+
+    Of it `data.images` are drawn, unless only headers tell which files are images.
+    """
     table = find_source(settings.source).manifest(settings, seed)
+    if not table["patient_id"].null_count:
+        table = fair_draw(table, settings.images)
     if settings.root:
         below, uri = f"{settings.root.rstrip('/')}/", table["uri"]
         relative = pc.if_else(pc.starts_with(uri, below), pc.utf8_slice_codeunits(uri, len(below)), uri)
@@ -45,15 +52,28 @@ def write_manifest(out: Folder, settings: Data, seed: int, storage: Folder) -> i
     if table is None:
         table = list_images(settings, seed)
     _listed.clear()
-    salt = identifiers.salt_of(storage)
-    if getattr(find_source(settings.source), "describe", None):
-        manifest = split.assign(read_headers(out, table, settings, salt), settings)
-    else:
-        manifest = identifiers.hide(split.assign(table, settings), salt)
+    manifest = split.assign(_identified(out, table, settings, identifiers.salt_of(storage)), settings)
     for index in range(shard_count(manifest.num_rows, settings.shard_rows)):
         write_shard(out, index, manifest.slice(index * settings.shard_rows, settings.shard_rows))
     out.write_json(LISTED, {"rows": manifest.num_rows})
     return manifest.num_rows
+
+
+def _identified(out: Folder, listed: pa.Table, settings: Data, salt: identifiers.Salt) -> pa.Table:
+    """What is listed, with hashed identifiers (schemas.PLACED), those of headers read first, and `data.images` of it.
+
+    Raises:
+        UserError: no file is an image.
+    """
+    silent = pc.is_null(listed["patient_id"])
+    table = identifiers.hide(listed.filter(pc.invert(silent)), salt)
+    if not pc.any(silent).as_py():
+        return table
+    table = pa.concat_tables([table, read_headers(out, listed.filter(silent), settings, salt)])
+    if not table.num_rows:
+        raise UserError(f"data.root={settings.root!r}: none of its {listed.num_rows} files is an image of "
+                        f"data={settings.source}")
+    return fair_draw(table, settings.images)
 
 
 def _key(settings: Data, seed: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from cluster.errors import UserError
 from cluster.faults import retried
-from pipelines.data.files import PICTURES, as_manifest, connect, fair_draw, listing, read_image
+from pipelines.data.files import PICTURES, as_manifest, connect, listing, read_image
 from pipelines.data.findings import states
 from pipelines.data.settings import Data
 
@@ -66,6 +66,7 @@ class Image:
     split: str | None = None  # train, val or test, where the owner has an official one; TRAIN_ONLY
     masks: tuple[Mask, ...] = ()
     inverted: bool = False  # air is bright in the file, and the file itself does not say so
+    people: str | None = None  # the source whose name for the patient it is, where that is another one
     refused: str | None = None  # a reason of `image.picture.NOT_WANTED` that is known without reading the file
 
 
@@ -175,8 +176,6 @@ def _parse(delimiter: str) -> Any:
 class Published:
     """A source made of a card, a function that reads the owner's layout, and a reader of the owner's own format."""
 
-    drawn_when_listed = True
-
     def __init__(self, card: Card, images: Callable[[Tree, Data], Iterable[Image]],
                  read: Callable[[bytes, Data], Picture] | None = None) -> None:
         self.card, self._images, self._read = card, images, read
@@ -192,9 +191,7 @@ class Published:
         table = as_manifest(self._rows(tree, settings)).sort_by("path")
         if not table.num_rows:
             raise tree.missing("image")
-        if settings.images is None or not self.drawn_when_listed:
-            return table
-        return table.take(fair_draw(table["path"].to_pylist(), settings.images))
+        return table
 
     def _rows(self, tree: Tree, settings: Data) -> Iterator[dict[str, Any]]:
         """Rows of the manifest, in the order of the owner's list, which may name a file twice: the first counts."""
@@ -205,10 +202,6 @@ class Published:
                 yield self._row(tree, image)
 
     def load(self, row: Mapping[str, Any], settings: Data, **options: Any) -> Decoded:
-        from pipelines.data.image.picture import NOT_WANTED, Refused
-
-        if reason := row.get("refused"):
-            raise Refused(reason, f"its header says so: {NOT_WANTED[reason]}")
         root = self._root(settings)
         options = {"inverted": bool(row.get("inverted")), "read": self._read, **options}
         return read_image(root, row["path"], row, settings, **options)
@@ -216,7 +209,8 @@ class Published:
     def _row(self, tree: Tree, image: Image) -> dict[str, Any]:
         return {
             "source": self.name, "uri": f"{tree.root}/{image.path}", "path": image.path,
-            "patient_id": image.patient or image.path, "study_id": image.study, "view": image.view,
+            "patient_id": image.patient or image.path, "people": image.people, "study_id": image.study,
+            "view": image.view,
             **states(self.name, image.labels, image.uncertain, image.absent,
                      self.card.assesses if image.labelled else ()), "split": image.split,
             "masks": [{"name": m.name, "path": m.path, "rle": m.rle} for m in image.masks],
@@ -243,12 +237,13 @@ class Described(Published):
         header: of a folder, a path in it and the settings: what the file's header says, None where it is no image.
     """
 
-    drawn_when_listed = False  # only the headers tell which files are images
-
     def __init__(self, card: Card, images: Callable[[Tree, Data], Iterable[Image]],
                  header: Callable[[Folder, str, Data], Image | None]) -> None:
         super().__init__(card, images)
         self._header = header
+
+    def _row(self, tree: Tree, image: Image) -> dict[str, Any]:
+        return super()._row(tree, image) | {"patient_id": None}
 
     def describe(self, row: Mapping[str, Any], settings: Data) -> dict[str, Any] | None:
         """The row with what the header says, None where the file is no image.

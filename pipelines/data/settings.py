@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from omegaconf import MISSING
@@ -12,6 +12,16 @@ from cluster.errors import UserError
 from cluster.storage import absolute, overlaps
 from pipelines.graph.fields import execution, fraction, positive, require
 from pipelines.graph.settings import refuse_password
+
+OF_A_SET = ("source", "root", "subset", "patient_regex", "images")
+"""What each set of a mix may set for itself."""
+
+
+def _without_roots(sets: Any) -> Any:
+    """The sets of a mix but for where they lie: moving them changes nothing."""
+    if not isinstance(sets, dict):
+        return sets
+    return {name: {key: value for key, value in (own or {}).items() if key != "root"} for name, own in sets.items()}
 
 
 @dataclass
@@ -30,8 +40,9 @@ class Data:
     """How many to take, drawn fairly; null: all. The phantom has no end of them."""
     patient_regex: str | None = None
     """Its groups (or whole match) in the relative path name the patient."""
-    sets: list[str] | None = None
-    """Of a mix, those to take; null: all."""
+    sets: Any = field(default=None, metadata={"outcome": _without_roots})
+    """Of a mix, those to take: names of folders below root, or for each name its source, root, subset, patient_regex
+    and images; null: all."""
     deduplicate: bool = True
     """Move copies of a picture to quarantine."""
     near_duplicates: int | None = 10
@@ -60,14 +71,24 @@ class Data:
     """Images in a file of a table."""
 
     def resolve_paths(self) -> None:
-        """Make a local root mean the same in every process of a cluster."""
-        if self.root and self.source != "huggingface":  # whose root may be OWNER/NAME of the Hub
-            self.root = absolute(self.root)
+        """Make local roots mean the same in every process of a cluster."""
+        self.root = _resolved(self.source, self.root)
+        if isinstance(self.sets, dict):
+            self.sets = {name: {**own, "root": _resolved(own.get("source", name), own["root"])}
+                         if isinstance(own, dict) and own.get("root") else own for name, own in self.sets.items()}
+
+    @property
+    def roots(self) -> list[str]:
+        """Where the images lie, of a mix those of its sets that say where."""
+        own = self.sets.values() if isinstance(self.sets, dict) else ()
+        return [root for root in (self.root, *(options.get("root") for options in own if options)) if root]
 
     def check(self) -> None:
         positive("data", self, "images", "min_side", "max_pixels", "shard_rows")
         fraction("data", self, "val_fraction", "test_fraction", "max_bad_fraction")
-        refuse_password("data.root", self.root or "")
+        _check_sets(self.sets)
+        for root in self.roots:
+            refuse_password("data.root", root)
         require(self.near_duplicates is None or 0 <= self.near_duplicates <= 16, "data.near_duplicates",
                 self.near_duplicates, "must be between 0 and 16 (bits), or null")
         require(16 <= self.size <= 2048 and self.size % 4 == 0, "data.size", self.size,
@@ -84,6 +105,24 @@ class Data:
     def check_with(self, settings: Any) -> None:
         """Raise UserError where results would lie among the raw images, or the other way round."""
         run = f"{settings.storage}/{settings.name}"
-        if self.root and overlaps(run, self.root):
-            raise UserError(f"data.root={self.root!r} and the results in {run!r} lie in one another; choose another "
-                            "storage= or name=")
+        for root in self.roots:
+            if overlaps(run, root):
+                raise UserError(f"data.root={root!r} and the results in {run!r} lie in one another; choose another "
+                                "storage= or name=")
+
+
+def _resolved(source: str | None, root: str | None) -> str | None:
+    return root if not root or source == "huggingface" else absolute(root)  # whose root may be OWNER/NAME of the Hub
+
+
+def _check_sets(sets: Any) -> None:
+    """Raise UserError where the sets of a mix are neither names, nor names with options."""
+    require(sets is None or isinstance(sets, list | dict), "data.sets", sets,
+            "must be names, or a source, a root and options for each name")
+    for name, own in (sets.items() if isinstance(sets, dict) else ((name, None) for name in sets or ())):
+        require(isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None, "data.sets", name,
+                "a name is letters, digits, '_' and '-'")
+        require(own is None or isinstance(own, dict), f"data.sets.{name}", own,
+                f"must be some of {', '.join(OF_A_SET)}")
+        for key in own or ():
+            require(key in OF_A_SET, f"data.sets.{name}", key, f"must be one of {', '.join(OF_A_SET)}")

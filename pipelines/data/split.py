@@ -12,9 +12,10 @@ from cluster.errors import UserError
 from pipelines.data.public_set import TRAIN_ONLY
 from pipelines.data.settings import Data
 from pipelines.monitor.progress import say
-from pipelines.tables.schemas import SPLITS
+from pipelines.tables.schemas import MANIFEST, SPLITS
 
 FREE = -1  # a patient whom the source puts in no split
+PLACES = 4096
 NEVER_HELD_OUT = -2  # one of whom there are TRAIN_ONLY images alone
 
 
@@ -30,13 +31,16 @@ def check_filled(counts: dict[str, int]) -> None:
                          f"{', '.join(SPLITS)}: see ingest/quarantine for what was refused, and bring more patients")
 
 
-def _position(patient: str) -> float:
-    """A stable place in [0, 1) for a patient, whatever other patients there are."""
-    return int(hashlib.sha256(f"split\0{patient}".encode()).hexdigest()[:13], 16) / 16**13
+def place(patient: str) -> int:
+    """A stable place in [0, PLACES) for a patient, whatever other patients there are, and whatever the salt.
+
+    It is so coarse that it does not tell who the patient is.
+    """
+    return int(hashlib.sha256(f"split\0{patient}".encode()).hexdigest()[:13], 16) * PLACES >> 52
 
 
 def assign(manifest: pa.Table, settings: Data) -> pa.Table:
-    """Fill `split`; no patient is in two splits.
+    """Fill `split`, of a table with `place` (schemas.PLACED), which is taken off; no patient is in two splits.
 
     A source's own split is kept. A patient whom it puts in several goes to the most held-out of them (test, then val).
     One of whom there are only TRAIN_ONLY images is not drawn into val or test.
@@ -59,7 +63,8 @@ def assign(manifest: pa.Table, settings: Data) -> pa.Table:
     only = np.ones(len(names), bool)
     np.logical_and.at(only, patient, pc.fill_null(pc.equal(manifest["split"], TRAIN_ONLY), False).to_numpy())
     chosen[only] = NEVER_HELD_OUT
-    position = np.array([_position(name) for name in names])
+    position = np.zeros(len(names))
+    position[patient] = manifest["place"].to_numpy() / PLACES
     sources = manifest["source"].combine_chunks().dictionary_encode()
     home = np.zeros(len(names), np.int64)
     home[patient] = sources.indices.to_numpy()
@@ -71,7 +76,7 @@ def assign(manifest: pa.Table, settings: Data) -> pa.Table:
         for split, share in (("test", settings.test_fraction), ("val", settings.val_fraction)):
             chosen[part] = _hold_out(chosen[part], position[part], SPLITS.index(split), share, official=official)
     final = pa.array(SPLITS).take(pa.array(np.maximum(chosen, 0)[patient]))
-    return manifest.set_column(manifest.schema.get_field_index("split"), "split", final)
+    return manifest.set_column(manifest.schema.get_field_index("split"), "split", final).select(MANIFEST.names)
 
 
 def _hold_out(chosen: np.ndarray, position: np.ndarray, split: int, share: float, *, official: bool) -> np.ndarray:

@@ -22,9 +22,12 @@ def execution(default: Any) -> Any:
 
 
 def outcome_settings(section: Any) -> dict[str, Any]:
-    """The fields of a section that shape a stage's result, without those of its execution."""
-    return {field.name: getattr(section, field.name) for field in dataclasses.fields(section)
-            if not field.metadata.get("execution", False)}
+    """The fields of a section that shape a stage's result, without those of its execution.
+
+    Of a field with `outcome` in its metadata it is what that function leaves of the value.
+    """
+    return {field.name: field.metadata.get("outcome", lambda value: value)(getattr(section, field.name))
+            for field in dataclasses.fields(section) if not field.metadata.get("execution", False)}
 
 
 def require(holds: bool, key: str, value: Any, rule: str) -> None:

@@ -17,7 +17,8 @@ MANIFEST = pa.schema([
     ("source", pa.string()),
     ("uri", pa.string()),
     ("path", pa.string()),  # relative to the source's root: what tells two images of equal content apart
-    ("patient_id", pa.string()),
+    ("patient_id", pa.string()),  # null in a source's list: only the file's header tells
+    ("people", pa.string()),  # the source whose name for the patient it is, where that is not this one
     ("study_id", pa.string()),
     ("view", pa.string()),
     ("labels", pa.list_(pa.string())),  # findings that are present; what is in none of these three is unknown
@@ -29,7 +30,10 @@ MANIFEST = pa.schema([
     ("refused", pa.string()),  # the reason why an image is not wanted, where that is known without reading it
     ("bytes", pa.int64()),  # of its file and masks, where the listing tells
 ])
-ONLY_LISTED = ("path", "masks", "inverted", "refused", "bytes")  # what the images' table does not take over
+ONLY_LISTED = ("path", "people", "masks", "inverted", "refused", "bytes")  # what the images' table does not take over
+
+PLACED = MANIFEST.append(pa.field("place", pa.int16()))
+"""Of listed images whose identifiers are hashed: `place` of pipelines.data.split, which must be taken before."""
 
 QUARANTINE = pa.schema([
     ("uri", pa.string()),

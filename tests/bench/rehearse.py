@@ -36,7 +36,7 @@ def make_films(root: Path, count: int) -> None:
     if not films:
         sys.exit(f"{REAL} holds no films; set RAYOGRAPH_TEST_DATA")
     for k in range(count):
-        folder = root / ("NORMAL", "PNEUMONIA")[k % 2] / f"{k // 1000:04d}"
+        folder = root / ("NORMAL", "PNEUMONIA")[k % 2]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"person{k // 2}_{k}.jpg").write_bytes(films[k % len(films)] + k.to_bytes(8, "little"))
 

@@ -7,9 +7,13 @@ A source is a module, or the `SOURCE` of one, with two functions:
 - `manifest(settings, seed) -> pyarrow.Table`: one row per image (`schemas.MANIFEST`), `split` null where the source
   has none, `patient_id` as the source names it; no image is read. A change of any row but of `uri` is a change of the
   data: ingest is then stale;
-- `describe(row, settings) -> row or None`, only where files tell of themselves what the listing does not (DICOM
-  headers): the row with what they say, None where the file is no image; run by workers, shard by shard;
-- `load(row, settings) -> Decoded`: the image of a row of the manifest, or `picture.Refused`.
+- `load(row, settings) -> Decoded`: the image of a row of the manifest, or `picture.Refused`;
+
+and, where it has them:
+
+- `describe(row, settings) -> row or None`, of rows listed without a `patient_id`, since only the file tells (DICOM
+  headers): the row with what the file says, None where it is no image; run by workers, shard by shard;
+- `card`, or `cards(settings)` by the name in the column `source`: whose the set is, and under which terms.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipelines.data.image.decode import Decoded
+    from pipelines.data.public_set import Card
     from pipelines.data.settings import Data
 
 
@@ -47,3 +52,11 @@ def find_source(name: str) -> Source:
         raise UserError(f"data.source={name!r} is not known; there are: {', '.join(sorted(own | added.keys()))}")
     found = importlib.import_module(f"{__name__}.{name}") if name in own else added[name].load()
     return cast(Source, getattr(found, "SOURCE", found))
+
+
+def cards_of(settings: Data) -> dict[str, Card]:
+    """Whose the images are, by the name in the column `source`; {} where the source does not tell."""
+    source: Any = find_source(settings.source)
+    if hasattr(source, "cards"):
+        return source.cards(settings)
+    return {settings.source: source.card} if hasattr(source, "card") else {}

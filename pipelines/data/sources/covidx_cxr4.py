@@ -23,6 +23,8 @@ CARD = Card(
     assesses=("COVID-19",),
 )
 SPLITS = ("train", "val", "test")
+PEOPLE = {"bimcv": "bimcv_covid19", "rsna": "rsna_pneumonia"}
+"""Earlier sets, as the lists call them, that are read here, too."""
 LINE = re.compile(r"(\S+)\s+(.+?)\s+(positive|negative)(\s+\S+)?")
 
 
@@ -40,9 +42,10 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
             if not (match := LINE.fullmatch(line.strip())):
                 raise UserError(f"{tree.root}/{table}, line {number}: {line!r} is not `patient_id filename class "
                                  "source` with the class positive or negative")
-            patient, name, finding, _ = match.groups()
+            patient, name, finding, origin = match.groups()
             labels = ["positive"] if finding == "positive" else []  # negative: any film without COVID-19, normal or not
-            yield Image(path=f"{base}{split}/{name}", patient=patient, labels=labels, split=split)
+            yield Image(path=f"{base}{split}/{name}", patient=patient, labels=labels, split=split,
+                        people=PEOPLE.get((origin or "").strip().lower()))
 
 
 SOURCE = Published(CARD, images)

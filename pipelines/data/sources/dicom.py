@@ -43,12 +43,19 @@ class _Stream(io.BufferedReader):
 
 
 def described(folder: Folder, path: str, settings: Data) -> Image | None:
-    """What the header of one file says, or None where the file is no DICOM object.
+    """What the header of one file says, or None where the file is no DICOM object; raises as `read_header_of` does."""
+    found = read_header_of(folder, path, settings)
+    return found and found[0]
+
+
+def read_header_of(folder: Folder, path: str, settings: Data, key: str = "SOPInstanceUID") -> tuple[Image, str] | None:
+    """What the header of one file says, and one more element of it; None where the file is no DICOM object.
 
     Args:
         folder: that the path is relative to.
         path: of the file.
         settings: which objects are wanted.
+        key: keyword of the element; "" where the header has none, or cannot be read.
 
     Raises:
         OSError: the file cannot be read.
@@ -63,14 +70,15 @@ def described(folder: Folder, path: str, settings: Data) -> Image | None:
             return None
         stream.seek(0)
         try:
-            header = read_header(stream, stop_before_pixels=True, specific_tags=[*TAGS, *dicom_filter.TAGS])
+            header = read_header(stream, stop_before_pixels=True, specific_tags=[*TAGS, key, *dicom_filter.TAGS])
             patient, study, view = (str(header.get(tag) or "").strip() or None for tag in TAGS)
-            return Image(path, patient=patient, study=study, refused=_refused(header, settings),
-                         view=VIEWS.get(view.upper(), view.upper()) if view else None)
+            image = Image(path, patient=patient, study=study, refused=_refused(header, settings),
+                          view=VIEWS.get(view.upper(), view.upper()) if view else None)
+            return image, str(header.get(key) or "").strip()
         except OSError:  # the storage's, not this file's: without its header it would count as another patient's
             raise
         except Exception:  # pydicom's parser raises many kinds
-            return Image(path)
+            return Image(path), ""
 
 
 def _refused(header: Dataset, settings: Data) -> str | None:

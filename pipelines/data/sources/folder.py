@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
-from pipelines.data.files import PICTURES, as_manifest, fair_draw, listing, read_image
+from pipelines.data.files import PICTURES, as_manifest, listing, read_image
 from pipelines.data.findings import states
+from pipelines.data.own_table import SPLIT_NAMES
 from pipelines.data.settings import Data
 from pipelines.monitor.progress import say
 
@@ -20,16 +21,12 @@ if TYPE_CHECKING:
 
     from pipelines.data.image.decode import Decoded
 
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-               "testing": "test"}
-
 
 def manifest(settings: Data, seed: int) -> pa.Table:
     """One row per image file.  Raises UserError when there is none, or when patient_regex fits none."""
     root = _root(settings)
     sizes = _images(root)
-    there = list(sizes)
-    paths = [there[k] for k in fair_draw(there, settings.images)]
+    paths = list(sizes)
     patients = _patients(paths, settings.patient_regex)
     classes = sorted({label for path in sizes if (label := _place(path)[1])})
 
@@ -44,8 +41,7 @@ def manifest(settings: Data, seed: int) -> pa.Table:
 
 
 def load(row: Mapping[str, Any], settings: Data) -> Decoded:
-    root = _root(settings)
-    return read_image(root, row["uri"][len(root) + 1 :], row, settings)
+    return read_image(_root(settings), row["path"], row, settings)
 
 
 def _root(settings: Data) -> str:

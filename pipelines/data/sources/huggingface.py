@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import UserError
 from cluster.faults import retried
 from cluster.storage import Folder
+from pipelines.data.files import as_manifest
+from pipelines.data.own_table import SPLIT_NAMES
 from pipelines.data.public_set import Card, Tree
 from pipelines.data.settings import Data
-from pipelines.data.sources.folder import SPLIT_NAMES
-from pipelines.data.sources.manifest import as_table, assess
+from pipelines.data.sources.manifest import assess
 from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
@@ -57,18 +58,17 @@ class HuggingFace:
         Raises:
             UserError: there is no Parquet, or none with images, or several configurations and no data.subset.
         """
-        return as_table(self.rows(settings), settings)
+        import pyarrow.compute as pc
 
-    def rows(self, settings: Data) -> list[dict[str, Any]]:
-        """Rows of the manifest."""
         tree = _tree(settings)
         paths = _paths(tree, settings.subset)
-        rows = assess([row | {"bytes": tree.files[path]} for path in paths for row in _rows(tree.root, path)])
-        if not rows:
+        table = assess(as_manifest(row | {"bytes": tree.files[path]} for path in paths
+                                   for row in _rows(tree.root, path)))
+        if not table.num_rows:
             raise tree.missing("row")
-        if all(row["patient_id"] == row["path"] for row in rows):
+        if pc.all(pc.equal(table["patient_id"], table["path"])).as_py():
             say(f"{tree.root} has no column patient_id: each image counts as a patient of its own")
-        return rows
+        return table
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         from pyarrow import ArrowInvalid
@@ -76,7 +76,7 @@ class HuggingFace:
         from pipelines.data.image.decode import decode
         from pipelines.data.image.picture import Refused
 
-        path, _, index = row["uri"][len(_root(settings)) + 1 :].rpartition("#")
+        path, _, index = row["path"].rpartition("#")
         root = _root(settings)
         try:
             content = retried(lambda: _content(root, path, int(index)), f"{root}/{path}")

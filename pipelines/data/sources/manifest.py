@@ -2,23 +2,28 @@
 
 Columns are path or uri (relative to the file, absolute, or a URI), and, each if you have it, patient_id, study_id,
 view, labels, absent and uncertain (each a list, or joined by `|`), split (train, val or test) and mask (like path; its
-bright pixels count). Without a column absent, a row that has labels is taken to be read for all labels of the list, and
-what it does not name is absent; a row without labels is unlabelled.
+bright pixels count). Where they are called otherwise, where a finding has a column of its own, or where the list names
+DICOM files by what their headers hold, data.root is a YAML file that says so: its keys are those of `own_set.OwnSet`.
+
+Without a column absent, a row that has labels is taken to be read for all labels of the list, and what it does not name
+is absent; a row without labels is unlabelled. So is a DICOM file that no row names.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
-from cluster.storage import Folder
-from pipelines.data.files import connect, fair_draw, read_image
+from cluster.faults import retried
+from pipelines.data.files import BATCH, as_manifest, connect, read_image
 from pipelines.data.findings import states
-from pipelines.data.public_set import Card, read_csv
+from pipelines.data.own_set import OwnSet, read_set, within
+from pipelines.data.own_table import STATES, OwnTable
+from pipelines.data.public_set import Card, Tree
 from pipelines.data.settings import Data
-from pipelines.data.sources.folder import SPLIT_NAMES
+from pipelines.data.sources import dicom
 from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
@@ -26,123 +31,114 @@ if TYPE_CHECKING:
 
     from pipelines.data.image.decode import Decoded
 
-CARD = Card(
-    title="manifest",
-    images=0,
-    where="its author (any CSV or Parquet file with a column path or uri will do)",
-    licence="its owner's",
-    citation="",
-    masks=("mask",),
-)
-
 
 class Manifest:
-    name, card = "manifest", CARD
+    def cards(self, settings: Data) -> dict[str, Card]:
+        return {"manifest": _set(settings).card}
 
     def manifest(self, settings: Data, seed: int) -> pa.Table:
-        """One row per row of the list; what is not there is refused when it is loaded.
+        """One row per row of the list, or per DICOM file; what is not there is refused when it is loaded.
 
         Raises:
             UserError: the list is not there, is empty, or lacks a column.
         """
-        return as_table(self.rows(settings), settings)
+        described = _set(settings)
+        if described.key_is == "path":
+            return _listed(described)
+        _by_key(settings.root or "")  # says now what is wrong with it, and not in every worker
+        tree = Tree(described.folder(), described.card)
+        return as_manifest({"source": "manifest", "uri": f"{tree.root}/{image.path}", "path": image.path,
+                            **{key: [] for key in (*STATES, "masks")}, "bytes": tree.files[image.path]}
+                           for image in dicom.images(tree, settings))
 
-    def rows(self, settings: Data) -> list[dict[str, Any]]:
-        """Rows of the manifest, with `masks`."""
-        root = _root(settings)
-        base = root.rpartition("/")[0]
-        table = _table(root)
-        key = next((name for name in ("uri", "path") if name in table.column_names), None)
-        if key is None:
-            raise UserError(f"{root} has no column 'path' or 'uri'; it has {', '.join(table.column_names)}")
-        if "patient_id" not in table.column_names:
-            say(f"{root} has no column patient_id: each image counts as a patient of its own")
-        rows = assess([_row(row, key, base) for batch in table.to_batches() for row in batch.to_pylist() if row[key]],
-                      "absent" not in table.column_names)
-        if not rows:
-            raise UserError(f"{root} lists no image: its column {key!r} is empty")
-        once = {row["uri"]: row for row in reversed(rows)}
-        if len(once) < len(rows):
-            say(f"{root} lists {len(rows) - len(once)} images again; the first row of each counts")
-        return list(reversed(once.values()))
+    def describe(self, row: Mapping[str, Any], settings: Data) -> dict[str, Any] | None:
+        """A DICOM file's header, joined with the row of the list that it names; None where the file is no DICOM.
+
+        Raises:
+            StorageUnavailable: it cannot be read from this node.
+        """
+        described, path = _set(settings), row["path"]
+        folder = connect(described.folder())
+        found = retried(lambda: dicom.read_header_of(folder, path, settings, described.key_is), f"{folder.uri}/{path}")
+        if found is None:
+            return None
+        image, key = found
+        index, table = _by_key(settings.root or "")
+        told = table.slice(index[key], 1).to_pylist()[0] if key in index else {}
+        named = told.get("patient_id") if described.patient != OwnSet.patient else None
+        return {**row, **{name: told[name] for name in (*STATES, "split", "masks") if told},
+                "patient_id": named or image.patient or told.get("patient_id") or path,
+                "study_id": image.study or told.get("study_id"), "view": told.get("view") or image.view,
+                "refused": image.refused}
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         folder, _, name = row["uri"].rpartition("/")
         return read_image(folder, name, row, settings, listed=False)
 
 
-def as_table(rows: list[dict[str, Any]], settings: Data) -> pa.Table:
-    """The rows in their order, or the `data.images` of them that are a fair draw, the same whatever else there is."""
-    import pyarrow as pa
-
-    from pipelines.tables.schemas import MANIFEST
-
-    rows = [rows[k] for k in fair_draw([row["path"] for row in rows], settings.images)]
-    return pa.Table.from_pylist(rows, schema=MANIFEST)
-
-
-def assess(rows: list[dict[str, Any]], exhaustive: bool = True) -> list[dict[str, Any]]:
+def assess(listed: pa.Table, exhaustive: bool = True) -> pa.Table:
     """The rows with the states of their findings in canonical names.
 
     Args:
+        listed: manifest with findings in the source's own words.
         exhaustive: A row that has labels was read for all labels of the list: what it does not name is absent.
     """
-    known = dict.fromkeys(label for row in rows for label in row["labels"]) if exhaustive else {}
-    return [row | states(row["source"], row["labels"], row["uncertain"], row["absent"], known if row["labels"] else ())
-            for row in rows]
+    import pyarrow.compute as pc
+
+    known = pc.unique(pc.list_flatten(listed["labels"])).to_pylist() if exhaustive else []
+    return as_manifest(
+        row | states(row["source"], row["labels"], row["uncertain"], row["absent"], known if row["labels"] else ())
+        for batch in listed.to_batches(BATCH) for row in batch.to_pylist())
 
 
-def _list(value: Any) -> list[str]:
-    """A cell that is a list, or a text joined by `|`."""
-    parts = (value or "").split("|") if value is None or isinstance(value, str) else value
-    return [str(part).strip() for part in (parts if isinstance(parts, list) else [parts])
-            if part is not None and str(part).strip()]
-
-
-def _row(row: dict[str, Any], key: str, base: str) -> dict[str, Any]:
-    split = str(row.get("split") or "").strip().lower()
-    if split and split not in SPLIT_NAMES:
-        raise UserError(f"{row[key]}: split {split!r} is none of {', '.join(SPLIT_NAMES)}")
-    return {
-        "source": "manifest", "uri": _absolute(row[key], base), "path": row.get("path") or row[key],
-        **{name: str(value) if (value := row.get(name)) not in (None, "") else None
-           for name in ("study_id", "view")},
-        "patient_id": str(value) if (value := row.get("patient_id")) not in (None, "") else row[key],
-        **{name: _list(row.get(name)) for name in ("labels", "absent", "uncertain")}, "split": SPLIT_NAMES.get(split),
-        "masks": [{"name": "mask", "path": _absolute(row["mask"], base), "rle": None}] if row.get("mask") else [],
-    }
-
-
-def _table(root: str) -> pa.Table:
-    from pyarrow import ArrowInvalid, parquet
-
-    try:
-        content = _read(root)
-    except OSError as error:
-        raise UserError(f"data.root={root!r} cannot be read: {error}; data=manifest needs a CSV, TSV or Parquet "
-                         "file") from error
-    try:
-        if content[:4] == b"PAR1":
-            return parquet.read_table(io.BytesIO(content))
-        delimiter = "\t" if ".tsv" in root.rsplit("/", 1)[-1].lower() else ","
-        return read_csv(content, gzipped=content[:2] == b"\x1f\x8b", delimiter=delimiter)
-    except ArrowInvalid as error:
-        raise UserError(f"{root} is no table: {error}") from error
-
-
-def _root(settings: Data) -> str:
+def _set(settings: Data) -> OwnSet:
     if not settings.root:
-        raise UserError("data=manifest needs data.root=FILE, a CSV, TSV or Parquet file with a column path or uri")
-    return Folder(settings.root).uri
+        raise UserError("data=manifest needs data.root=FILE, a CSV, TSV or Parquet file with a column path or uri, or "
+                        "a YAML file that describes one")
+    return read_set(settings.root)
 
 
-def _absolute(path: str, base: str) -> str:
-    return path if "://" in path or path.startswith("/") else f"{base}/{path}"
+def _listed(described: OwnSet) -> pa.Table:
+    """The manifest of a table whose rows name files."""
+    own, base = OwnTable(described), described.folder()
+    if own.columns["patient"] is None:
+        say(f"{described.table} has no column {described.patient}: each image counts as a patient of its own")
+    seen: set[str] = set()
+    again = 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal again
+        for row in own.rows():
+            key = row.pop("key")
+            uri = within(base, key)
+            if uri in seen:
+                again += 1
+                continue
+            seen.add(uri)
+            yield row | {"source": "manifest", "uri": uri, "path": key, "patient_id": row["patient_id"] or key}
+
+    found = assess(as_manifest(rows()), own.exhaustive)
+    if not found.num_rows:
+        raise UserError(f"{described.table} lists no image: its column {own.key!r} is empty")
+    if again:
+        say(f"{described.table} lists {again} images again; the first row of each counts")
+    return found
 
 
-def _read(uri: str) -> bytes:
-    folder, _, name = uri.rpartition("/")
-    return connect(folder).read(name)
+@lru_cache(maxsize=2)
+def _by_key(root: str) -> tuple[dict[str, int], pa.Table]:
+    """Of a table whose rows name what headers hold: the number of each key's row, and the rows as a manifest."""
+    own = OwnTable(read_set(root))
+    index: dict[str, int] = {}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in own.rows():
+            key = row.pop("key")
+            if key not in index:
+                index[key] = len(index)
+                yield row | {"source": "manifest"}
+
+    return index, assess(as_manifest(rows()), own.exhaustive)
 
 
 SOURCE = Manifest()

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import UserError
 from cluster.faults import retried
 from cluster.storage import Folder
+from pipelines.data.files import as_manifest
 from pipelines.data.findings import states
 from pipelines.data.public_set import Card
 from pipelines.data.settings import Data
-from pipelines.data.sources.manifest import as_table
 from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class MedMNIST:
         Raises:
             UserError: no such subset, or its file is neither there nor can be had, or is none of MedMNIST's.
         """
-        return as_table(list(self.rows(settings)), settings)
+        return as_manifest(self.rows(settings))
 
     def rows(self, settings: Data) -> Iterator[dict[str, Any]]:
         """Rows of the manifest.  Patients are not told."""

@@ -33,6 +33,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         yield Image(
             path=tree.by_name.get(f"{image}.jpg", f"files/p{patient[:2]}/p{patient}/s{study}/{image}.jpg"),
             patient=patient,
+            people="mimic_cxr",
             study=study,
             view=VIEWS.get(view, view) or None,
             split=split.get(image),

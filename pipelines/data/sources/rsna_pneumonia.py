@@ -8,7 +8,7 @@ have several: the RSNA's own pneumonia-challenge-dataset-mappings_2018.json, whe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from cluster.errors import UserError
 from pipelines.data.findings import NO_FINDING
@@ -38,11 +38,18 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         path = tree.by_name.get(f"{image}.dcm", f"stage_2_train_images/{image}.dcm")
         if label not in CLASSES:
             raise UserError(f"{tree.root}: {TABLE} has the class {label!r}; known are {', '.join(CLASSES)}")
-        yield Image(path, persons.get(image, image), labels=CLASSES[label], split="train")
+        patient, people = _person(image, persons)
+        yield Image(path, patient, people=people, labels=CLASSES[label], split="train")
     for path in tree.pictures:
         image = path.rpartition("/")[2].removesuffix(".dcm")
         if "/stage_2_test_images/" in f"/{path}" and image not in classes:
-            yield Image(path, persons.get(image, image), labelled=False, split=TRAIN_ONLY)
+            patient, people = _person(image, persons)
+            yield Image(path, patient, people=people, labelled=False, split=TRAIN_ONLY)
+
+
+def _person(image: str, persons: Mapping[str, str]) -> tuple[str, str | None]:
+    """Whose image it is: NIH's number of the person, where it is told, and that it is NIH's."""
+    return (persons[image], "nih_cxr14") if image in persons else (image, None)
 
 
 SOURCE = Published(CARD, images)

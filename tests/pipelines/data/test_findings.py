@@ -35,7 +35,7 @@ EMITTED = {
     "covidx_cxr4": ("positive",),
     "kermany": ("NORMAL", "PNEUMONIA", "bacteria", "virus"), "jsrt": ("nodule", "malignant", "benign", "normal"),
     "montgomery": montgomery.LABELS.values(), "shenzhen": montgomery.LABELS.values(), "kvasir_seg": ("polyp",),
-    "hyperkvasir": ("polyp",), "phantom": PHANTOM, "dicom": (), "cxr_868k": (),
+    "hyperkvasir": ("polyp",), "phantom": PHANTOM, "dicom": (), "cxr_868k": (), "mix": (),
 }
 MODULES = sorted(module.name for module in pkgutil.iter_modules(sources.__path__))
 

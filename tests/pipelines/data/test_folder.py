@@ -186,11 +186,11 @@ def test_images_are_loaded_and_what_cannot_be_is_refused(make, tmp_path, monkeyp
     Image.fromarray(np.arange(1024, dtype=np.uint16).astype(np.uint8).reshape(32, 32)).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     monkeypatch.setattr(faults, "WAITS", ())
-    assert folder.load({"uri": f"{tmp_path}/a.png"}, settings).width == 32
+    assert folder.load({"path": "a.png"}, settings).width == 32
     with pytest.raises(Refused):
-        folder.load({"uri": f"{tmp_path}/b.png"}, settings)
+        folder.load({"path": "b.png"}, settings)
     with pytest.raises(UserError, match="gone"):
-        folder.load({"uri": f"{tmp_path}/gone.png"}, settings)
+        folder.load({"path": "gone.png"}, settings)
 
 
 def test_sources_are_found_by_name():

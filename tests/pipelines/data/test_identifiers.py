@@ -15,6 +15,7 @@ from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.data import identifiers, split
 from pipelines.data.identifiers import FILE, hide, salt_of
+from pipelines.data.listing import write_manifest
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
 from pipelines.graph.run import run_stages
@@ -86,14 +87,13 @@ def test_a_damaged_salt_is_no_salt(tmp_path):
 
 def test_identifiers_are_hashed_and_the_split_does_not_depend_on_the_salt(tmp_path, monkeypatch):
     settings = load_settings().data
-    before = split.assign(people(100), settings)
-    plain = hide(before, salt_of(Folder(str(tmp_path))))
+    plain = split.assign(hide(people(100), salt_of(Folder(str(tmp_path)))), settings)
     monkeypatch.setenv("RAYOGRAPH_SALT", "a secret of our own")
-    own = hide(split.assign(people(100), settings), salt_of(Folder(str(tmp_path))))
+    own = split.assign(hide(people(100), salt_of(Folder(str(tmp_path)))), settings)
     assert plain["split"].equals(own["split"])
     assert not set(plain["patient_id"].to_pylist()) & set(own["patient_id"].to_pylist())
     for table in (plain, own):
-        assert table.schema.equals(before.schema)
+        assert table.schema.equals(MANIFEST)
         names = table["patient_id"].to_pylist()
         assert len(set(names)) == 100, "different patients keep different names"
         assert names[::2] == names[1::2]
@@ -153,6 +153,24 @@ def archive(tmp_path) -> Path:
     (root / f"{NAME}^004" / "cut.dcm").write_bytes((root / f"{NAME}^004" / "chest.dcm").read_bytes()[:-5000])
     (root / f"{NAME}^005" / "text.dcm").write_text(f"{NAME} was here\n" * 50)
     return root
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_split_of_dicom_files_does_not_depend_on_the_salt_either(archive, tmp_path, monkeypatch):
+    """Their identifiers are hashed where the headers are read, before anything is split."""
+    settings = load_settings("data=dicom", f"data.root={archive}", "data.images=50").data
+    found = []
+    for salt in ("one", "another"):
+        monkeypatch.setenv("RAYOGRAPH_SALT", salt)
+        out = Folder(str(tmp_path / salt))
+        write_manifest(out, settings, 0, Folder(str(tmp_path)))
+        found.append(read_columns(out, MANIFEST.names))
+    one, other = found
+    assert one.num_rows == 50
+    assert one.select(["path", "split"]).equals(other.select(["path", "split"]))
+    assert set(one["split"].to_pylist()) == {"train", "val", "test"}
+    assert not set(one["patient_id"].to_pylist()) & set(other["patient_id"].to_pylist())
 
 
 @pytest.mark.ray

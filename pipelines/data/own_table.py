@@ -1,0 +1,135 @@
+"""The table of a user's own set, and what its rows say."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import UserError
+from pipelines.data.files import BATCH
+from pipelines.data.own_set import DEFAULTS, OwnSet, read_bytes, within
+from pipelines.data.public_set import read_csv
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+               "testing": "test"}
+STATES = ("labels", "absent", "uncertain")
+
+
+def read_table(described: OwnSet) -> pa.Table:
+    """The table of a set; of CSV and TSV all cells are texts.
+
+    Raises:
+        UserError: it cannot be read, or is no table.
+    """
+    from pyarrow import ArrowInvalid, parquet
+
+    content = read_bytes(described.table)
+    try:
+        if content[:4] == b"PAR1":
+            return parquet.read_table(io.BytesIO(content))
+        delimiter = "\t" if ".tsv" in described.table.rsplit("/", 1)[-1].lower() else ","
+        return read_csv(content, gzipped=content[:2] == b"\x1f\x8b", delimiter=delimiter)
+    except ArrowInvalid as error:
+        raise UserError(f"{described.table} is no table: {error}") from error
+
+
+class OwnTable:
+    """The table of a set, read row by row.
+
+    Args:
+        described: the set.
+
+    Raises:
+        UserError: it cannot be read, or a column that is named is not there.
+    """
+
+    def __init__(self, described: OwnSet) -> None:
+        self.described, self.table = described, read_table(described)
+        self.names = set(self.table.column_names)
+        key = described.key or next((name for name in ("uri", "path") if name in self.names), None)
+        if key is None:
+            raise UserError(f"{described.table} has no column 'path' or 'uri'; it has "
+                            f"{', '.join(self.table.column_names)}")
+        self.key = self._named(key)
+        self.columns = {field: self._column(field) for field in ("patient", "study", "view", "split", *STATES)}
+        self.masks = {structure: column for structure, column in described.masks.items()
+                      if column in self.names or (described.masks != OwnSet(table="").masks and self._named(column))}
+        self.states = {cell.casefold(): state for state, cells in zip(STATES, (
+            described.present_values, described.absent_values, described.uncertain_values), strict=True)
+            for cell in cells}
+        for column in described.label_columns:
+            self._named(column)
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether a row that has labels was read for all labels of the table."""
+        return not self.described.label_columns and not self.columns["absent"]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows that name an image: `key`, and fields of the manifest; findings have canonical or the set's own names.
+
+        Raises:
+            UserError: a cell holds what is none of the values that are known.
+        """
+        for batch in self.table.to_batches(BATCH):
+            for row in batch.to_pylist():
+                if row[self.key] not in (None, ""):
+                    yield self._row(row)
+
+    def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        told = {field: row[column] for field, column in self.columns.items() if column}
+        text = {field: str(told[field]) if told.get(field) not in (None, "") else None
+                for field in ("patient", "study", "view")}
+        base = self.described.folder()
+        return {
+            "key": str(row[self.key]), "patient_id": text["patient"], "study_id": text["study"], "view": text["view"],
+            "split": self._split(told, row), **self._findings(told, row),
+            "masks": [{"name": structure, "path": within(base, row[column]), "rle": None}
+                      for structure, column in self.masks.items() if row[column]],
+        }
+
+    def _split(self, told: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
+        value = str(told.get("split") or "").strip()
+        known = self.described.splits or SPLIT_NAMES
+        split = known.get(value) or known.get(value.lower())
+        if value and split is None:
+            raise UserError(f"{row[self.key]}: split {value!r} is none of {', '.join(known)}")
+        return split
+
+    def _findings(self, told: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, list[str]]:
+        spelled = self.described.spellings
+        if not self.described.label_columns:
+            found = {state: cells(told.get(state), self.described.separator) for state in STATES}
+            return {state: [spelled.get(label, label) for label in labels] for state, labels in found.items()}
+        found = {state: [] for state in STATES}
+        for column in self.described.label_columns:
+            cell = "" if row[column] is None else str(row[column]).strip()
+            if not cell:
+                continue
+            if cell.casefold() not in self.states:
+                raise UserError(f"{self.described.table}, {row[self.key]}: {column} is {cell!r}, which none of "
+                                "present_values, absent_values and uncertain_values holds")
+            found[self.states[cell.casefold()]].append(spelled.get(column, column))
+        return found
+
+    def _column(self, field: str) -> str | None:
+        """The column of a field; None where it has its usual name and is not there."""
+        column = getattr(self.described, field)
+        return column if column in self.names or (column != DEFAULTS[field] and self._named(column)) else None
+
+    def _named(self, column: str) -> str:
+        if column not in self.names:
+            raise UserError(f"{self.described.table} has no column {column!r}; it has "
+                            f"{', '.join(self.table.column_names)}")
+        return column
+
+
+def cells(value: Any, separator: str) -> list[str]:
+    """A cell that is a list, or a text joined by `separator`."""
+    parts = (value or "").split(separator) if value is None or isinstance(value, str) else value
+    return [str(part).strip() for part in (parts if isinstance(parts, list) else [parts])
+            if part is not None and str(part).strip()]
