@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.data.own_set import read_set
 from pipelines.graph.compose import load_settings
 from pipelines.graph.declared import declared
 
@@ -27,6 +28,19 @@ TYPED = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES if ".venv" 
 def test_every_page_has_been_read():
     assert {page for page, _ in TYPED} >= {"README.md", "pipelines/data/README.md",
                                                     "pipelines/generator/README.md"}
+
+
+@pytest.fixture(autouse=True)
+def _files_of_the_pages(tmp_path, monkeypatch):
+    """The YAML files that pages show, by the name in their first line, in the folder where commands are typed."""
+    for page in PAGES:
+        for name, text in re.findall(r"```yaml\n# (\w+\.yaml)\n(.*?)```", page.read_text(), re.DOTALL):
+            (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_own_set_on_the_page_is_one():
+    assert read_set("ours.yaml").title == "Films of our hospital"
 
 
 @pytest.mark.parametrize(("page", "line"), TYPED)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import yaml
 from omegaconf import MISSING
 
 from cluster.errors import UserError
@@ -42,7 +44,7 @@ class Data:
     """Its groups (or whole match) in the relative path name the patient."""
     sets: Any = field(default=None, metadata={"outcome": _without_roots})
     """Of a mix, those to take: names of folders below root, or for each name its source, root, subset, patient_regex
-    and images; null: all."""
+    and images, or a YAML file that has these; null: all."""
     deduplicate: bool = True
     """Move copies of a picture to quarantine."""
     near_duplicates: int | None = 10
@@ -72,9 +74,12 @@ class Data:
 
     def resolve_paths(self) -> None:
         """Make local roots mean the same in every process of a cluster."""
-        self.root = _resolved(self.source, self.root)
+        self.root, base = _resolved(self.source, self.root), ""
+        if isinstance(self.sets, str):
+            base = os.path.dirname(absolute(self.sets))
+            self.sets = _read_sets(self.sets)
         if isinstance(self.sets, dict):
-            self.sets = {name: {**own, "root": _resolved(own.get("source", name), own["root"])}
+            self.sets = {name: {**own, "root": _resolved(own.get("source", name), own["root"], base)}
                          if isinstance(own, dict) and own.get("root") else own for name, own in self.sets.items()}
 
     @property
@@ -111,8 +116,18 @@ class Data:
                                 "storage= or name=")
 
 
-def _resolved(source: str | None, root: str | None) -> str | None:
-    return root if not root or source == "huggingface" else absolute(root)  # whose root may be OWNER/NAME of the Hub
+def _resolved(source: str | None, root: str | None, base: str = "") -> str | None:
+    if not root or "://" in root or source == "huggingface":  # whose root may be OWNER/NAME of the Hub
+        return root
+    return absolute(os.path.join(base, os.path.expanduser(root)))
+
+
+def _read_sets(path: str) -> Any:
+    try:
+        with open(path) as file:
+            return yaml.safe_load(file)
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"data.sets={path!r} is no YAML file that can be read: {error}") from error
 
 
 def _check_sets(sets: Any) -> None:

@@ -29,7 +29,7 @@ def make(tmp_path):
 
 
 def places(settings):
-    table = folder.manifest(settings, 0)
+    table = list_images(settings, 0)
     return {row["path"]: (row["split"], row["labels"]) for row in table.to_pylist()}
 
 
@@ -173,6 +173,7 @@ def test_contents_do_not_depend_on_where_the_folder_lies(make, tmp_path):
 
 def test_a_part_of_the_images_is_drawn_from_all_folders(make):
     paths = [f"{split}/sick/{k}.png" for split in ("test", "train", "val") for k in range(40)]
+
     part = places(make(*paths, images=30))
     assert len(part) == 30
     assert {split for split, _ in part.values()} == {"train", "val", "test"}

@@ -98,6 +98,9 @@ def test_sets_of_a_mix_have_roots_and_options_of_their_own(root):
     assert {(row["source"], row["patient_id"]) for row in rows} == {
         ("kermany", "kermany/IM-0001"), ("kermany", "kermany/person1_virus"), ("ours", "ours/1"), ("ours", "ours/2")}
     before, outcome = listing_hash(list_images(chosen.data, 0)), outcome_settings(chosen.data)
+    (root / "sets.yaml").write_text(
+        "kermany:\nours:\n  source: folder\n  root: other\n  patient_regex: 'p(\\d+)'\n")
+    assert load_settings("data=mix", f"data.root={root}", f"data.sets={root}/sets.yaml").data.sets == chosen.data.sets
     (root / "other").rename(root / "moved")
     moved = mixed(root / "moved")
     assert (listing_hash(list_images(moved.data, 0)), outcome_settings(moved.data)) == (before, outcome)
@@ -105,8 +108,8 @@ def test_sets_of_a_mix_have_roots_and_options_of_their_own(root):
 
 
 @pytest.mark.parametrize(("sets", "match"), [
-    ("{ours: {source: folder, rot: /x}}", r"data\.sets\.ours='rot'.*root"), ("{'a b': null}", "'a b'"),
-    ("{ours: 3}", r"data\.sets\.ours=3"), ("3", r"data\.sets=3"),
+    ("{ours: {source: folder, rot: /x}}", r"data\.sets\.ours='rot'.*root"), ("[a b]", "'a b'"),
+    ("{ours: 3}", r"data\.sets\.ours=3"), ("3", r"data\.sets=3"), ("/no/such.yaml", r"/no/such\.yaml"),
 ])
 def test_sets_that_are_none_are_told(sets, match):
     with pytest.raises(ValueError, match=match):

@@ -1,0 +1,148 @@
+"""A user's own set, described by a YAML file, alone and in a mix."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster.storage import Folder
+from pipelines.data.listing import list_images, write_manifest
+from pipelines.data.sources import cards_of, find_source
+from pipelines.graph.compose import load_settings
+from pipelines.tables.parquet import read_columns
+from pipelines.tables.schemas import MANIFEST
+
+SALT = "a secret of the tests"
+FILMS = """\
+Bild,Patient,Untersuchung,Ansicht,Teil,Kardiomegalie,Edema,Maske
+a.png,P1,S1,PA,lernen,ja,0,masken/a.png
+b.png,P1,S2,LATERAL,lernen,nein,,
+c.png,P2,,AP,pruefen,?,1,
+"""
+DESCRIPTION = """\
+title: Films of our hospital
+licence: not for release
+citation: Ours et al. 2026
+table: films.csv
+images: pictures
+key: Bild
+patient: Patient
+study: Untersuchung
+view: Ansicht
+split: Teil
+splits: {lernen: train, pruefen: test}
+label_columns: [Kardiomegalie, Edema]
+present_values: [ja, "1"]
+absent_values: [nein, "0"]
+uncertain_values: ["?"]
+spellings: {Kardiomegalie: Cardiomegaly}
+masks: {left_lung: Maske}
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Settings of a set of these files."""
+    def write(description=DESCRIPTION, films=FILMS):
+        (tmp_path / "pictures" / "masken").mkdir(parents=True, exist_ok=True)
+        for k, name in enumerate(("a.png", "b.png", "c.png", "masken/a.png")):
+            Image.fromarray(np.random.default_rng(k).integers(0, 256, (40, 40), np.uint8)).save(
+                tmp_path / "pictures" / name)
+        (tmp_path / "films.csv").write_text(films)
+        (tmp_path / "set.yaml").write_text(description)
+        return load_settings("data=manifest", f"data.root={tmp_path}/set.yaml", "data.size=32").data
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def _salt(monkeypatch):
+    monkeypatch.setenv("RAYOGRAPH_SALT", SALT)
+
+
+def test_columns_are_called_as_the_description_says(own, tmp_path):
+    settings = own()
+    rows = list_images(settings, 0).to_pylist()
+    told = [tuple(row[name] for name in ("path", "patient_id", "study_id", "view", "split", "labels", "absent",
+                                         "uncertain")) for row in rows]
+    assert told == [
+        ("a.png", "P1", "S1", "PA", "train", ["Cardiomegaly"], ["Edema", "No Finding"], []),
+        ("b.png", "P1", "S2", "LATERAL", "train", [], ["Cardiomegaly"], []),
+        ("c.png", "P2", None, "AP", "test", ["Edema"], ["No Finding"], ["Cardiomegaly"])]
+    assert [mask["name"] for row in rows for mask in row["masks"]] == ["left_lung"]
+    loaded = find_source("manifest").load(rows[0], settings)
+    assert loaded.structures == ("left_lung",)
+    [card] = cards_of(settings).values()
+    assert (card.title, card.licence, card.citation) == (
+        "Films of our hospital", "not for release", "Ours et al. 2026")
+
+
+@pytest.mark.parametrize(("old", "new", "match"), [
+    ("patient: Patient", "patients: Patient", r"unknown key 'patients'; did you mean 'patient'"),
+    ("patient: Patient", "patient: PatID", r"films\.csv has no column 'PatID'; it has Bild"),
+    ("label_columns: [Kardiomegalie", "label_columns: [Herz", r"films\.csv has no column 'Herz'"),
+    ("left_lung: Maske", "left_lung: Mask", r"films\.csv has no column 'Mask'"),
+    ("left_lung: Maske", "lung: Maske", r"masks='lung': must be one of left_lung"),
+    ("uncertain_values: [\"?\"]", "uncertain_values: []", r"c\.png: Kardiomegalie is '\?'"),
+    ("pruefen: test", "pruefen: exam", r"splits='exam': must be train, val or test"),
+    ("{lernen: train, pruefen: test}", "{lernen: train}", r"c\.png: split 'pruefen' is none of lernen"),
+    ("key: Bild", "key: Bild\nkey_is: name", r"key_is='name': must be one of path, AccessionNumber"),
+    ("table: films.csv", "table: none.csv", r"none\.csv' cannot be read"),
+    ("title: Films of our hospital", "title: [", "describes no set"),
+])
+def test_what_is_wrong_with_a_description_is_told(own, old, new, match):
+    with pytest.raises(ValueError, match=match):
+        list_images(own(DESCRIPTION.replace(old, new)), 0)
+
+
+@pytest.fixture
+def archive(tmp_path, film):
+    """DICOM films of six people, two of them in no row of the list; findings are listed by AccessionNumber."""
+    for k in range(6):
+        film(tmp_path / "pacs" / f"{k}" / "IM1", k, PatientID=f"R{k}", StudyInstanceUID=f"1.2.{k}",
+             AccessionNumber=f"A{k}", ViewPosition="PA", BodyPartExamined="CHEST")
+    (tmp_path / "pacs" / "notes.txt").write_text("no film")
+    (tmp_path / "list.csv").write_text("Acc,Findings,Part\nA0,Edema;Mass,train\nA1,,test\nA2,Mass,\nA3,Edema,val\n")
+    (tmp_path / "set.yaml").write_text(
+        "table: list.csv\nimages: pacs\nkey: Acc\nkey_is: AccessionNumber\nlabels: Findings\nseparator: ';'\n"
+        "split: Part\nlicence: ours\n")
+    return tmp_path
+
+
+def written(settings, tmp_path):
+    write_manifest(Folder(str(tmp_path / "out")), settings, 0, Folder(str(tmp_path)))
+    return {row["path"]: row for row in read_columns(Folder(str(tmp_path / "out")), MANIFEST.names).to_pylist()}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_dicom_files_are_found_by_their_accession_number(archive):
+    rows = written(load_settings("data=manifest", f"data.root={archive}/set.yaml").data, archive)
+    assert {path: (row["labels"], row["absent"], row["view"]) for path, row in rows.items()} == {
+        "0/IM1": (["Edema", "Mass"], ["No Finding"], "PA"), "1/IM1": ([], [], "PA"),
+        "2/IM1": (["Mass"], ["Edema", "No Finding"], "PA"), "3/IM1": (["Edema"], ["Mass", "No Finding"], "PA"),
+        "4/IM1": ([], [], "PA"), "5/IM1": ([], [], "PA")}
+    assert [rows[f"{k}/IM1"]["split"] for k in (0, 1, 3)] == ["train", "test", "val"]
+    assert len({row["patient_id"] for row in rows.values()}) == 6
+    assert not {"R0", "R5"} & {row["patient_id"] for row in rows.values()}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_headers_are_read_of_a_mix_too(archive):
+    """A DICOM archive by its list, the same as a plain tree, and pictures: all identified before they are split."""
+    folder = archive / "pictures" / "NORMAL"
+    folder.mkdir(parents=True)
+    for k in range(3):
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (40, 40), np.uint8)).save(folder / f"{k}.png")
+    (archive / "sets.yaml").write_text("ours: {source: manifest, root: set.yaml}\npacs: {source: dicom, root: pacs}\n"
+                                       "pictures: {source: folder, root: pictures}\n")
+    settings = load_settings("data=mix", f"data.sets={archive}/sets.yaml", "data.size=32").data
+    write_manifest(Folder(str(archive / "out")), settings, 0, Folder(str(archive)))
+    rows = read_columns(Folder(str(archive / "out")), MANIFEST.names).to_pylist()
+    assert sorted(row["source"] for row in rows) == ["ours"] * 6 + ["pacs"] * 6 + ["pictures"] * 3
+    assert len({row["patient_id"] for row in rows}) == 15, "a patient of one set is none of another"
+    assert {tuple(row["labels"]) for row in rows if row["source"] == "ours"} == {
+        ("Edema", "Mass"), (), ("Mass",), ("Edema",)}
+    for row in rows:
+        assert find_source("mix").load(row, settings).image.shape == (32, 32)
+    assert set(cards_of(settings)) == {"ours", "pacs"}
