@@ -14,8 +14,9 @@ import numpy as np
 from cluster.errors import UserError
 from cluster.storage import Folder
 from pipelines.data.labels import STATES, label_states
+from pipelines.generator.latents.rows import TrainRows
 from pipelines.generator.latents.spec import latent_spec
-from pipelines.tables.parquet import read_tensors
+from pipelines.tables.parquet import read_columns
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,23 @@ class Condition:
 
 
 class Pool:
-    """What is known of the images of the train split of a latents table."""
+    """What is known of the images of the train split of a latents table: labels held, tensors read when drawn."""
 
     def __init__(self, latents: Folder) -> None:
         spec = latent_spec(latents)
-        self.given, table = read_tensors(latents, list(spec.shapes), ["image_id", *STATES], "train")
-        self.image_ids = table["image_id"].to_pylist()
-        self.label_names = spec.labels
-        self.given["labels"] = label_states(table, self.label_names)
-        _, self.group = np.unique(self.given["labels"], axis=0, return_inverse=True)  # of equal labels
+        table = read_columns(latents, ["image_id", *STATES], "train")
+        self.image_ids, self.label_names = table["image_id"], spec.labels
+        self.labels = label_states(table, self.label_names)
+        _, self.group = np.unique(self.labels, axis=0, return_inverse=True)  # of equal labels
+        self.rows = TrainRows(latents, list(spec.shapes))
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def condition(self, row: int) -> Condition:
-        return Condition({name: values[row].astype(np.float32) for name, values in self.given.items()},
-                         (self.image_ids[row],))
+        given = self.rows.row(row) | {"labels": self.labels[row]}
+        return Condition({name: values.astype(np.float32) for name, values in given.items()},
+                         (self.image_ids[row].as_py(),))
 
 
 Strategy = Callable[[Pool, np.random.Generator], Condition]
@@ -45,7 +50,7 @@ Strategy = Callable[[Pool, np.random.Generator], Condition]
 
 def reconstruction(pool: Pool, rng: np.random.Generator) -> Condition:
     """The embedding of one real image (DiNO-Diffusion, Bayer et al. 2024, arXiv 2407.11594)."""
-    return pool.condition(int(rng.integers(len(pool.image_ids))))
+    return pool.condition(int(rng.integers(len(pool))))
 
 
 def interpolation(pool: Pool, rng: np.random.Generator) -> Condition:
@@ -53,7 +58,7 @@ def interpolation(pool: Pool, rng: np.random.Generator) -> Condition:
 
     Of patch features each pair is interpolated alike; a mask is the first image's.
     """
-    first = int(rng.integers(len(pool.image_ids)))
+    first = int(rng.integers(len(pool)))
     second = int(rng.choice(np.flatnonzero(pool.group == pool.group[first])))
     one, other, share = pool.condition(first), pool.condition(second), rng.uniform()
     mixed = {name: slerp(one.given[name], other.given[name], share)

@@ -7,9 +7,11 @@ shard that is retried, or computed twice, comes to the same file: actors may die
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,7 @@ from pipelines.data.labels import ABSENT, PRESENT
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import bar, say
 from pipelines.tables.images import png
-from pipelines.tables.parquet import pending_shards, read_columns, shard_count, write_shard
+from pipelines.tables.parquet import READERS, pending_shards, read_columns, shard_count, write_shard
 from pipelines.tables.schemas import CORPUS
 from synth.conditions import Condition, find_strategy
 from synth.settings import Sample
@@ -92,8 +94,10 @@ class Worker:
     def run(self, shard: int) -> int:
         """Sample and commit one shard.  Returns its number of images."""
         job, indices = self.job, shard_range(self.job.settings, shard)
-        conditions = [self.strategy(self.pool, np.random.default_rng([job.seed, index])) for index in indices]
-        images = self.sampler.sample(conditions, job.seed, indices)
+        with ThreadPoolExecutor(READERS) as pool:  # reads on while images are sampled
+            read = pool.map(lambda index: self.strategy(self.pool, np.random.default_rng([job.seed, index])), indices)
+            coming, conditions = itertools.tee(read)
+            images = self.sampler.sample(coming, job.seed, indices)
         rows = [{
             "image_id": hashlib.sha256(image.tobytes()).hexdigest()[:32],
             "image": png(image),

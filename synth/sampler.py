@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +32,14 @@ class Sampler:
             self.pipeline.denoiser.to(torch.bfloat16)
             self.pipeline.conditioner.to(torch.bfloat16)
 
-    def sample(self, conditions: Sequence[Condition], seed: int, indices: Sequence[int]) -> np.ndarray:
+    def sample(self, conditions: Iterable[Condition], seed: int, indices: Sequence[int]) -> np.ndarray:
         """uint8 images (N, H, W) of the conditions, image `indices[k]` of the run `seed` each.
 
         Short batches are filled up to the fixed size, so that no image depends on how many are sampled beside it.
         """
-        images = []
-        for start in range(0, len(conditions), self.batch):
-            part = list(conditions[start : start + self.batch])
+        images, coming = [], iter(conditions)
+        for start in range(0, len(indices), self.batch):
+            part = list(itertools.islice(coming, self.batch))
             filled = part + [part[-1]] * (self.batch - len(part))
             noise = [self._noise(seed, index) for index in indices[start : start + self.batch]]
             noise += [noise[-1]] * (self.batch - len(noise))

@@ -1,0 +1,50 @@
+"""Single images of a latents table, read as they are asked for, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.storage import Folder
+from pipelines.generator.latents.spec import latent_spec
+from pipelines.tables.parquet import files, tensors
+
+ROOM = 1 << 30  # bytes of row groups that are kept
+
+
+class TrainRows:
+    """The tensors of single images of the train split.  Threads may ask at the same time.
+
+    Args:
+        latents: the table.
+        names: its columns to read.
+        room: bytes of what was read that are kept at most; at least one row group of each of two threads.
+    """
+
+    def __init__(self, latents: Folder, names: Sequence[str], room: int = ROOM) -> None:
+        spec = latent_spec(latents)
+        self.latents, self.names, self.files = latents, list(names), files(latents, "train")
+        self.starts = np.cumsum([0, *spec.rows])
+        fullest = int(np.argmax(spec.rows)) if spec.rows else 0
+        with self._open(fullest) as file:
+            self.group_rows = max(pq.read_metadata(file).row_group(0).num_rows, 1)
+        row_bytes = 2 * sum(int(np.prod(spec.shapes[name])) for name in self.names)
+        self._group = lru_cache(max(2, room // max(1, row_bytes * self.group_rows)))(self._read_group)
+
+    def row(self, index: int) -> dict[str, np.ndarray]:
+        """float16 arrays of image `index` of the split, in the order of the table."""
+        file = int(np.searchsorted(self.starts, index, side="right")) - 1
+        group, place = divmod(index - int(self.starts[file]), self.group_rows)
+        return {name: values[place] for name, values in self._group(file, group).items()}
+
+    def _read_group(self, file: int, group: int) -> dict[str, np.ndarray]:
+        with self._open(file) as opened:
+            table = pq.ParquetFile(opened, pre_buffer=True).read_row_group(group, self.names)
+        return {name: tensors(table, name) for name in self.names}
+
+    def _open(self, file: int) -> pa.NativeFile:
+        return self.latents.filesystem.open_input_file(f"{self.latents.path}/{self.files[file]}")
