@@ -45,7 +45,8 @@ bench: setup ## Speed against named baselines: one JSON line a figure
 bench-gpu: setup ## Training throughput of large denoisers on one GPU, as a table
 	$(BIN)/python tests/bench/gpu.py
 
-rehearse: setup ## Every stage at 20,000 and 100,000 full-size films: seconds, memory, what 868,000 take (an hour, 30 GB)
+rehearse: setup ## The list of 868,000 images; every stage at 20,000 and 100,000 films: seconds, memory (two hours, 30 GB)
+	$(BIN)/python tests/bench/whole_set.py
 	$(BIN)/python tests/bench/rehearse.py
 
 clean: ## Remove .venv and caches; results in runs/ stay

@@ -14,39 +14,43 @@ from pipelines.data.identifiers import Salt, hide_row
 from pipelines.data.settings import Data
 from pipelines.data.sources import find_source
 from pipelines.monitor.progress import bar
-from pipelines.tables.parquet import pending_shards, read_columns, read_shard, shard_count, shard_name, write_shard
+from pipelines.tables.parquet import pending_shards, read_shard, shard_count, shard_name, write_shard
 from pipelines.tables.schemas import PLACED
 from pipelines.tables.shards import Row, RowOperator, run_shards
 from pipelines.tables.streaming import shard_numbers
 
 ROWS = 4_096  # headers of a shard
+LISTED, HEADERS = "listed", "headers"  # folders of the manifest
 
 
-def read_headers(out: Folder, listed: pa.Table, settings: Data, salt: Salt) -> pa.Table:
-    """The rows of `listed` that are images, as their headers describe them, with identifiers hashed (schemas.PLACED).
+def list_headers(out: Folder, listed: pa.Table) -> int:
+    """Commit the rows of a source's manifest whose files' headers are to be read.  Returns how many there are."""
+    for index in pending_shards(out / LISTED, shard_count(listed.num_rows, ROWS)):
+        write_shard(out / LISTED, index, listed.slice(index * ROWS, ROWS))
+    return listed.num_rows
+
+
+def read_headers(out: Folder, rows: int, settings: Data, salt: Salt) -> None:
+    """Commit those of the listed rows that are images to HEADERS, as their files describe them, identifiers hashed
+    (schemas.PLACED); what a command that was cut off has read is not read again.
 
     Args:
-        out: of the manifest; what was read by a command that was cut off is taken from there.
-        listed: the source's manifest before any file was opened.
+        out: of the manifest.
+        rows: that were listed.
         settings: what to take.
         salt: of the identifiers.
-
     """
-    count = shard_count(listed.num_rows, ROWS)
-    for index in pending_shards(out / "listed", count):
-        write_shard(out / "listed", index, listed.slice(index * ROWS, ROWS))
-    pending = pending_shards(out / "headers", count)
-    with bar("ingest, headers", listed.num_rows) as shown:
-        shown.to(listed.num_rows - sum(min(ROWS, listed.num_rows - index * ROWS) for index in pending))
+    pending = pending_shards(out / HEADERS, shard_count(rows, ROWS))
+    with bar("ingest, headers", rows) as shown:
+        shown.to(rows - sum(min(ROWS, rows - index * ROWS) for index in pending))
         run_shards(Describe(out, settings, salt), shard_numbers(pending), shown)
-    return read_columns(out / "headers", PLACED.names)
 
 
 class Describe(RowOperator):
     """Reads the headers of one shard of listed files."""
 
     def __init__(self, manifest: Folder, settings: Data, salt: Salt) -> None:
-        self.listed, self.headers = manifest / "listed", manifest / "headers"
+        self.listed, self.headers = manifest / LISTED, manifest / HEADERS
         self.settings, self.salt = settings, salt
 
     def rows(self, shard: int) -> list[Row]:

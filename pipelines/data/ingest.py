@@ -20,7 +20,7 @@ from pipelines.data.convert import Convert
 from pipelines.data.deduplicate import deduplicate
 from pipelines.data.image.picture import NOT_WANTED
 from pipelines.data.labels import label_lines, label_report, present
-from pipelines.data.listing import list_images, listing_hash, write_manifest
+from pipelines.data.manifest import look, write_manifest
 from pipelines.data.settings import Data
 from pipelines.data.sources import cards_of
 from pipelines.graph.settings import Settings
@@ -65,8 +65,7 @@ def ingest(stage: Stage) -> Metrics:
 
 def observed(settings: Settings) -> dict[str, Any]:
     """What beside the settings shapes the result: what the source lists, and which salt hashes identifiers."""
-    listed = list_images(settings.data, settings.seed)
-    return {"data.listed": listing_hash(listed), "data.salt": identifiers.which_salt()}
+    return {"data.listed": look(settings.data, settings.seed), "data.salt": identifiers.which_salt()}
 
 
 class BadImages:

@@ -20,7 +20,7 @@ from report import Clock, emit
 from cluster.session import session
 from cluster.storage import Folder
 from pipelines.data.convert import Convert
-from pipelines.data.listing import write_manifest
+from pipelines.data.manifest import write_manifest
 from pipelines.data.phantom import render
 from pipelines.data.settings import Data
 from pipelines.data.sources import find_source

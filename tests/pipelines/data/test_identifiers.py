@@ -12,7 +12,7 @@ from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.data import identifiers, split
 from pipelines.data.identifiers import FILE, hide, salt_of
-from pipelines.data.listing import write_manifest
+from pipelines.data.manifest import write_manifest
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
 from pipelines.graph.run import run_stages

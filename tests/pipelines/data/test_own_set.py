@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from cluster.storage import Folder
-from pipelines.data.listing import list_images, write_manifest
+from pipelines.data.listing import list_images
+from pipelines.data.manifest import write_manifest
 from pipelines.data.sources import cards_of, find_source
 from pipelines.graph.compose import load_settings
 from pipelines.tables.parquet import read_columns

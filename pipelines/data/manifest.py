@@ -1,0 +1,91 @@
+"""The manifest of ingest: what a source lists, split, and committed once in numbered shards.
+
+The list is as long as the set, and the driver lives as long as the run: so it is made, and the manifest of it, by
+processes of their own, which end with that.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import feather
+
+from cluster.errors import UserError
+from cluster.storage import Folder
+from cluster.tasks import apart
+from pipelines.data import identifiers, split
+from pipelines.data.files import fair_draw
+from pipelines.data.headers import HEADERS, list_headers, read_headers
+from pipelines.data.listing import list_images, listing_hash
+from pipelines.data.settings import Data
+from pipelines.data.sources import find_source
+from pipelines.tables.parquet import read_columns, shard_count, write_shard
+from pipelines.tables.schemas import PLACED
+
+WHOLE = "manifest.json"  # marks the manifest as whole
+_lists: dict[str, tempfile.TemporaryDirectory] = {}  # what a command listed, until its manifest is written
+
+
+def look(settings: Data, seed: int) -> str:
+    """A hash of what the source lists now; the list is kept for `write_manifest`.
+
+    Raises:
+        UserError: the set is not there, or is not whole.
+    """
+    _lists.clear()
+    aside = tempfile.TemporaryDirectory(prefix="rayograph-list-")
+    told = apart(_list, settings, seed, aside.name)
+    _lists[repr((settings, seed))] = aside
+    return told
+
+
+def write_manifest(out: Folder, settings: Data, seed: int, storage: Folder) -> int:
+    """Commit the source's images with their splits and hashed identifiers, once.  Returns how many there are.
+
+    Raises:
+        UserError: none of the files is an image, or there are too few patients.
+    """
+    if whole := out.read_json(WHOLE):
+        return whole["rows"]
+    key = repr((settings, seed))
+    if key not in _lists:
+        look(settings, seed)
+    salt = identifiers.salt_of(storage)
+    with _lists.pop(key) as aside:
+        if hasattr(find_source(settings.source), "describe") and (silent := apart(_list_headers, out, aside)):
+            read_headers(out, silent, settings, salt)
+        return apart(_commit, out, settings, salt, aside)
+
+
+def _list(settings: Data, seed: int, aside: str) -> str:
+    table = list_images(settings, seed)
+    feather.write_feather(table, _file(aside), compression="uncompressed")
+    return listing_hash(table)
+
+
+def _list_headers(out: Folder, aside: str) -> int:
+    """Commit the rows of which only headers tell whose they are.  Returns how many there are."""
+    listed = feather.read_table(_file(aside))
+    return list_headers(out, listed.filter(pc.is_null(listed["patient_id"])))
+
+
+def _commit(out: Folder, settings: Data, salt: identifiers.Salt, aside: str) -> int:
+    listed = feather.read_table(_file(aside))
+    told = identifiers.hide(listed.filter(pc.is_valid(listed["patient_id"])), salt)
+    if told.num_rows < listed.num_rows:
+        told = fair_draw(pa.concat_tables([told, read_columns(out / HEADERS, PLACED.names)]), settings.images)
+    if not told.num_rows:
+        raise UserError(f"data.root={settings.root!r}: none of its {listed.num_rows} files is an image of "
+                        f"data={settings.source}")
+    manifest = split.assign(told, settings)
+    for index in range(shard_count(manifest.num_rows, settings.shard_rows)):
+        write_shard(out, index, manifest.slice(index * settings.shard_rows, settings.shard_rows))
+    out.write_json(WHOLE, {"rows": manifest.num_rows})
+    return manifest.num_rows
+
+
+def _file(aside: str) -> str:
+    return str(Path(aside) / "listed.arrow")
