@@ -39,8 +39,9 @@ def _files_of_the_pages(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_own_set_on_the_page_is_one():
-    assert read_set("ours.yaml").title == "Films of our hospital"
+@pytest.mark.parametrize("name", ["ours.yaml", "archive.yaml"])
+def test_the_own_sets_on_the_pages_are_such(name):
+    assert read_set(name).key_is == "AccessionNumber"
 
 
 @pytest.mark.parametrize(("page", "line"), TYPED)
