@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.errors import UserError
 from cluster.session import Resources, use_cores
 
 T = TypeVar("T")
@@ -31,10 +37,37 @@ def compute(resources: Resources, function: Callable[..., T], *args: Any) -> T:
 def apart(function: Callable[..., T], *args: Any) -> T:
     """Run `function(*args)` in a new process of this machine and return its result: what it held goes with it.
 
+    The process imports the function's module and not the caller's script, which may have no `__main__` guard.
     Exceptions of the function are raised here as they are.
+
+    Raises:
+        RuntimeError: the process was killed.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(function, *args).result()
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result"
+        ended = subprocess.run([sys.executable, "-P", "-c", "from cluster.tasks import _answer; _answer()", result],
+                               input=pickle.dumps((function, args)), check=False,
+                               env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+        if not result.exists():
+            raise RuntimeError(f"{function.__module__}.{function.__qualname__} was killed (exit code "
+                               f"{ended.returncode}), in most cases for want of memory")
+        value, error = pickle.loads(result.read_bytes())  # noqa: S301
+    if error:
+        raise error
+    return value
+
+
+def _answer() -> None:
+    """Of the process that `apart` starts: what to do comes by its input, what comes of it goes to the file named."""
+    function, args = pickle.load(sys.stdin.buffer)  # noqa: S301
+    value, error = None, None
+    try:
+        value = function(*args)
+    except Exception as raised:
+        error = raised
+        if not isinstance(error, UserError):
+            error.add_note("".join(traceback.format_exception(error)))
+    Path(sys.argv[1]).write_bytes(pickle.dumps((value, error)))
 
 
 @dataclass(frozen=True)

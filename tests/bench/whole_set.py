@@ -7,10 +7,13 @@ image is read, so that the list may name files that are not there.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.storage import Folder
-from cluster.tasks import apart
 from pipelines.data.deduplicate import COLUMNS, decide
 from pipelines.data.manifest import write_manifest
 from pipelines.graph.compose import load_settings
@@ -55,17 +57,23 @@ def search(manifest: Folder, settings: object) -> int:
     return decide(table.select(COLUMNS), settings).num_rows
 
 
+def beside(function: Callable, *args: object) -> None:
+    """In a process of its own, as stages do it."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(function, *args).result()
+
+
 def measure(images: int) -> dict[str, float]:
     """Seconds of each step, and MiB at most."""
     found: dict[str, float] = {"images": images}
     with tempfile.TemporaryDirectory() as name:
-        apart(write_list, Path(name) / "list.parquet", images)
+        beside(write_list, Path(name) / "list.parquet", images)
         settings = load_settings("data=manifest", f"data.root={name}/list.parquet", f"storage={name}/runs",
                                  "name=whole")
         out = Folder(f"{name}/runs/whole/ingest/manifest")
         steps = {"plan": lambda: Plan(settings, looked_at=["ingest"]).check(order(settings), redo=True),
                  "manifest": lambda: write_manifest(out, settings.data, settings.seed, Folder(settings.storage)),
-                 "copies": lambda: apart(search, out, settings.data)}
+                 "copies": lambda: beside(search, out, settings.data)}
         with PeakMemory(0.1) as memory:
             for step, run in steps.items():
                 start = time.perf_counter()
