@@ -25,5 +25,5 @@ def test_the_calls_from_python_run(tmp_path, capsys):
     names = {"storage": str(tmp_path)}
     for code in re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(), re.DOTALL):
         exec(code, names)  # noqa: S102
-    assert names["images"].shape == (8, 32, 32)
+    assert names["images"].shape == (8, 1, 32, 32)
     assert "train" in capsys.readouterr().out
