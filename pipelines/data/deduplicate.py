@@ -14,6 +14,7 @@ from cluster.faults import retried
 from cluster.storage import Folder
 from pipelines.data.convert import quarantine_rows
 from pipelines.data.duplicates import groups, joined
+from pipelines.data.labels import STATES
 from pipelines.data.settings import Data
 from pipelines.monitor.progress import bar
 from pipelines.tables.parquet import read_columns, read_shard, shard_name, write_file
@@ -22,14 +23,15 @@ from pipelines.tables.shards import ShardOperator, run_shards
 
 DECIDED = "decided.parquet"  # in the manifest's folder
 DUPLICATES = "duplicates.parquet"  # in the quarantine
-COLUMNS = ("row", "uri", "sha256", "split", "patient_id", "phash")
+COLUMNS = ("row", "uri", "sha256", "split", "patient_id", "phash", *STATES)
 
 
 def deduplicate(folder: Folder, settings: Data) -> None:
     """Keep each person in one split and, unless data.deduplicate=false, one image of those that are one picture.
 
     Patients who share a picture count as one person under several names: all their images go to the most held-out of
-    their splits (test, then val, then train). Of copies the most held-out one stays, then the first of the manifest.
+    their splits (test, then val, then train). Of copies that stays of which most findings are known, then the most
+    held-out one, then the first of the manifest.
     Killed anywhere, a second call comes to the same end.
     """
     import ray
@@ -69,7 +71,8 @@ def decide(images: pa.Table, settings: Data) -> pa.Table:
     np.maximum.at(final, person, held_out)
     keeper = np.arange(len(group))
     if settings.deduplicate:
-        best_first = np.lexsort((-held_out, group))
+        known = sum(pc.fill_null(pc.list_value_length(images[state]), 0).to_numpy() for state in STATES)
+        best_first = np.lexsort((-held_out, -known, group))
         _, heads = np.unique(group[best_first], return_index=True)
         keeper = best_first[heads][group]
     goes = keeper != np.arange(len(group))

@@ -3,8 +3,11 @@ import time
 import tracemalloc
 
 import numpy as np
+import pyarrow as pa
 
+from pipelines.data.deduplicate import decide
 from pipelines.data.duplicates import groups, near_pairs
+from pipelines.data.settings import Data
 
 
 def hashes(n: int, seed: int = 0) -> np.ndarray:
@@ -52,3 +55,12 @@ def test_many_alike_cost_no_all_pairs_loop():
     assert tracemalloc.get_traced_memory()[1] < 1 << 30
     tracemalloc.stop()
     assert len(set(found.tolist())) < 20, "all are within a few bits of another"
+
+
+def test_of_copies_the_labelled_one_stays_and_takes_the_most_held_out_split():
+    """As in a mix of a set with labels and one without: in whatever order they come."""
+    rows = [{"row": k, "uri": f"{k}", "sha256": digest, "split": split, "patient_id": f"p{k}", "phash": bytes(32),
+             "labels": labels, "absent": []} for k, (digest, split, labels) in enumerate(
+                 [("a", "test", []), ("a", "train", ["Edema"]), ("b", "val", []), ("b", "train", [])])]
+    decided = decide(pa.Table.from_pylist(rows), Data(near_duplicates=None)).to_pylist()
+    assert [(row["row"], row["split"]) for row in decided] == [(0, None), (1, "test"), (3, None)]
