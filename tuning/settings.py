@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipelines.graph.fields import require
+from pipelines.graph.fields import positive, require
 from pipelines.learning.settings import Fitting
 
 
@@ -19,8 +19,12 @@ class Finetune(Fitting):
     """scratch: a small ResNet on images; encoder: a head on the embeddings of the run's frozen encoder."""
     channels: list[int] = field(default_factory=lambda: [16, 32, 64, 128])
     """Of the ResNet, one entry a level."""
+    eval_images: int = 10_000
+    """At most so many images of the val and of the test split are scored; a sample stratified by source where there
+    are more."""
 
     def check(self) -> None:
         self.check_fitting("finetune")
+        positive("finetune", self, "eval_images")
         require(len(self.channels) > 0 and min(self.channels) > 0, "finetune.channels", self.channels,
                 "needs a width above 0 for every level")

@@ -20,30 +20,35 @@ SHARDS = 64  # of a table of more, so many are drawn, and what a rare stratum ne
 
 
 def draw_rows(folder: Folder, n: int, seed: int, columns: Sequence[str], split: str | None = None,
-              by: str | None = "source") -> pa.Table:
+              by: str | None = "source", used: np.ndarray | None = None) -> pa.Table:
     """As `iterate_drawn`, in one table: for samples that fit in memory."""
-    tables = list(iterate_drawn(folder, n, seed, columns, split, by))
+    tables = list(iterate_drawn(folder, n, seed, columns, split, by, used))
     return pa.concat_tables(tables) if tables else pa.table({column: [] for column in columns})
 
 
 def iterate_drawn(folder: Folder, n: int, seed: int, columns: Sequence[str], split: str | None = None,
-                  by: str | None = "source") -> Iterator[pa.Table]:
+                  by: str | None = "source", used: np.ndarray | None = None) -> Iterator[pa.Table]:
     """Columns of `n` rows (of all where there are fewer), a table for each shard that holds some, in the table's order.
 
     Args:
         by: column whose values share the sample in the proportion of their rows, at least one each; None: no strata.
+        used: bool, for every row of `split`, whether it may be drawn; None: every one may.
     """
-    drawn = drawn_rows(folder, n, seed, split, by)
+    drawn = drawn_rows(folder, n, seed, split, by, used)
     return read_ahead(lambda name: read_split(folder, name, columns, split).take(drawn[name]), drawn, AHEAD)
 
 
-def drawn_rows(folder: Folder, n: int, seed: int, split: str | None, by: str | None) -> dict[str, np.ndarray]:
+def drawn_rows(folder: Folder, n: int, seed: int, split: str | None, by: str | None,
+               used: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """By shard, ascending places among its rows of `split`, of those that are drawn."""
     known = column_shards(folder, ["image_id", *([by] if by else [])], split)
-    shards = {name: table for name, table in known.items() if table.num_rows}
-    names, sizes = list(shards), [table.num_rows for table in shards.values()]
+    ends = np.cumsum([table.num_rows for table in known.values()])
+    allowed = np.split(np.ones(ends[-1] if len(ends) else 0, bool) if used is None else used, ends[:-1])
+    places = {name: np.flatnonzero(part) for name, part in zip(known, allowed, strict=False) if part.any()}
+    names, sizes = list(places), [len(rows) for rows in places.values()]
     if sum(sizes) <= n:
-        return {name: np.arange(size) for name, size in zip(names, sizes, strict=True)}
+        return places
+    shards = {name: known[name].take(rows) for name, rows in places.items()}
     strata = [table[by].to_pylist() if by else [None] * table.num_rows for table in shards.values()]
     values = {value: k for k, value in enumerate(sorted({v for found in strata for v in found}, key=str))}
     codes = [np.array([values[value] for value in found]) for found in strata]
@@ -57,8 +62,8 @@ def drawn_rows(folder: Folder, n: int, seed: int, split: str | None, by: str | N
         rows = np.flatnonzero(stratum == k)
         taken[rows[np.argsort(rank[rows], kind="stable")[:quota]]] = True
     ends = np.cumsum([sizes[k] for k in chosen])[:-1]
-    places = {names[k]: np.flatnonzero(part) for k, part in zip(chosen, np.split(taken, ends), strict=True)}
-    return {name: rows for name, rows in places.items() if len(rows)}
+    drawn = zip([names[k] for k in chosen], np.split(taken, ends), strict=True)
+    return {name: places[name][part] for name, part in drawn if part.any()}
 
 
 def shares(counts: np.ndarray, n: int) -> np.ndarray:

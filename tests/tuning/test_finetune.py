@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +13,7 @@ from torchmetrics.functional.classification import binary_f1_score
 
 from cluster.session import Resources
 from cluster.storage import Folder
+from pipelines.data.labels import label_states
 from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage
 from pipelines.learning.readers import ArrayReader
@@ -18,9 +21,11 @@ from pipelines.learning.small_loop import CHECKPOINT
 from pipelines.tables.images import png
 from pipelines.tables.parquet import write_shard
 from pipelines.tables.schemas import CORPUS, IMAGES
+from tuning.finetune import examples
 from tuning.finetune import stage as module
 from tuning.finetune.classify import best_threshold, probabilities, residual_network, train
-from tuning.finetune.stage import RESULT, choose_target, count, finetune, load_examples, no_target, one_class
+from tuning.finetune.examples import count, draw_examples, embedding_reader, frequencies
+from tuning.finetune.stage import RESULT, choose_target, finetune, no_target, one_class
 
 SIDE = 32
 
@@ -44,17 +49,17 @@ def states_of(labels, absent=None) -> pa.Table:
     ([[], []], None, None),
 ])
 def test_target_is_wanted_or_opacity_like_or_most_frequent_abnormal(labels, wanted, target):
-    assert choose_target(states_of(labels), wanted) == target
+    assert choose_target(*frequencies([states_of(labels)]), wanted) == target
 
 
 def test_a_target_that_is_known_to_be_absent_somewhere_goes_before_one_that_is_not():
     labels = states_of([["Lung Opacity"], ["Edema"], []], [[], [], ["Edema"]])
-    assert choose_target(labels, None) == "Edema"
+    assert choose_target(*frequencies([labels]), None) == "Edema"
 
 
 def test_reason_names_the_labels_there_are():
-    assert "no labels" in no_target(states_of([[], []]), None)
-    assert no_target(states_of([["effusion"], ["edema"]]), "efusion") == \
+    assert "no labels" in no_target(Counter(), None)
+    assert no_target(Counter(["effusion", "edema"]), "efusion") == \
         "finetune.target=efusion is not among the labels (edema, effusion)"
 
 
@@ -65,7 +70,7 @@ def test_reason_names_the_labels_there_are():
     ([], [], "the test split has no image with x"),
 ])
 def test_a_part_of_one_class_is_named(labels, absent, reason):
-    assert one_class("test", count(states_of(labels, absent), "x"), "x") == reason
+    assert one_class("test", count(label_states(states_of(labels, absent), ["x"])[:, 0]), "x") == reason
 
 
 def test_threshold_has_the_highest_f1():
@@ -102,8 +107,8 @@ def toy_images(n: int, seed: int) -> tuple[list[np.ndarray], list[list[str]]]:
 def write_toy(folder: Folder, schema: pa.Schema, n: int, seed: int, shard: int = 0, **same) -> None:
     images, labels = toy_images(n, seed)
     absent = [[] if present else ["opacity"] for present in labels]
-    columns = {"image": [png(image) for image in images], "labels": labels, "absent": absent} | {
-        k: [v] * n for k, v in same.items()}
+    columns = {"image_id": [f"{shard}-{k}" for k in range(n)], "image": [png(image) for image in images],
+               "labels": labels, "absent": absent} | {k: [v] * n for k, v in same.items()}
     write_shard(folder, shard, pa.table({field.name: pa.array(columns.get(field.name, [None] * n), field.type)
                                          for field in schema}, schema=schema))
 
@@ -136,8 +141,28 @@ def test_images_whose_target_is_unknown_take_part_in_nothing(stage, monkeypatch)
     assert metrics["n"]["real"] == {"images": 260, "positive": 100, "negative": 100, "unknown": 60}
     assert metrics["n"]["test"] == {"images": 120, "positive": 30, "negative": 30, "unknown": 60}
     assert seen == {"real": (200, 100, 800), "synthetic": (100, 50, 800), "mixed": (300, 150, 800)}
-    test = load_examples((stage.input("ingest") / "images", "test"), "opacity", None, 32)
-    assert (len(test.targets), int(test.targets.sum())) == (60, 30), "an unlabelled image is no negative"
+    test = list(draw_examples((stage.input("ingest") / "images", "test"), "opacity", None, 1_000, 32, seed=0))
+    truth = np.concatenate([targets for _, targets in test])
+    assert (len(truth), int(truth.sum())) == (60, 30), "an unlabelled image is no negative"
+
+
+def test_a_large_part_is_sampled_by_the_seed(stage):
+    part = stage.input("ingest") / "images", "train"
+    drawn = [image for images, _ in draw_examples(part, "opacity", None, 30, 32, seed=0) for image in images]
+    again = [image for images, _ in draw_examples(part, "opacity", None, 30, 32, seed=0) for image in images]
+    assert len(drawn) == 30
+    assert np.array_equal(drawn, again)
+
+
+def test_no_more_embeddings_are_held_than_images_are_trained_on(stage, monkeypatch):
+    monkeypatch.setattr(examples, "load_encoder", lambda folder: torch.nn.Identity())
+    monkeypatch.setattr(examples, "embed", lambda network, images, batch:
+                        torch.from_numpy(images).float().mean((1, 2, 3))[:, None])
+    write_corpus(stage)
+    parts = [(stage.input("ingest") / "images", "train"), (stage.input("sample") / "corpus", None)]
+    assert embedding_reader(parts, "opacity", stage.folder, 30, 32, seed=0).inputs.shape == (30, 1)
+    whole = embedding_reader(parts, "opacity", stage.folder, 1_000, 32, seed=0)
+    assert (whole.n, int(whole.targets.sum())) == (300, 150)
 
 
 def write_corpus(stage: Stage, n: int = 100) -> None:
@@ -194,7 +219,7 @@ def test_training_resumes_to_the_same_weights(tmp_path, tiny):
 
         model.register_forward_pre_hook(count_calls)
         train(model, ArrayReader(inputs, targets, 0), settings, 0, Folder(f"{tmp_path}/{name}"))
-        return probabilities(model, [inputs], 32)
+        return probabilities(model, [(inputs, targets)], 32)[0]
 
     with pytest.raises(InterruptedError):
         run("cut", stop_after=3)

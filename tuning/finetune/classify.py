@@ -6,9 +6,6 @@ encoder. Images are not mirrored in training: the heart is on the left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 import kornia.augmentation as K
 import numpy as np
 import torch
@@ -30,22 +27,10 @@ from pipelines.learning.precision import to_device
 from pipelines.learning.readers import Batch, Reader
 from pipelines.learning.settings import Fitting
 from pipelines.learning.small_loop import fit
+from tuning.finetune.examples import Examples
 
 HEAD_WIDTH = 128
 NEUTRAL_THRESHOLD = 0.5
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What a classifier is judged on.
-
-    Args:
-        inputs: uint8 images (N, 1, H, W) or float32 embeddings (N, D), in parts of any length; gone through once.
-        targets: whether each shows the target, bool (N,).
-    """
-
-    inputs: Iterable[np.ndarray]
-    targets: np.ndarray
 
 
 def residual_network(channels: list[int]) -> nn.Module:
@@ -103,13 +88,18 @@ def train(model: nn.Module, reader: Reader, settings: Fitting, seed: int, folder
 
 
 @torch.no_grad()
-def probabilities(model: nn.Module, inputs: Iterable[np.ndarray], batch: int) -> Tensor:
-    """Probability of the target, float32 (N,) on the host; not in bfloat16, whose many ties would blur the AUC."""
+def probabilities(model: nn.Module, examples: Examples, batch: int) -> tuple[Tensor, Tensor]:
+    """Probability of the target, float32 (N,), and whether it is there, int64 (N,), both on the host.
+
+    Not in bfloat16, whose many ties would blur the AUC.
+    """
     found: list[float] = []  # not tensors: a small one kept of each batch pins the heap that the large ones leave
-    for part in inputs:
-        for i in range(0, len(part), batch):
-            found += model(to_tensor(part[i : i + batch])).squeeze(1).sigmoid().tolist()
-    return torch.tensor(found)
+    truth: list[bool] = []
+    for inputs, targets in examples:
+        truth += targets.tolist()
+        for i in range(0, len(inputs), batch):
+            found += model(to_tensor(inputs[i : i + batch])).squeeze(1).sigmoid().tolist()
+    return torch.tensor(found), torch.tensor(truth, dtype=torch.int64)
 
 
 def best_threshold(scores: Tensor, targets: Tensor) -> float:
@@ -119,7 +109,7 @@ def best_threshold(scores: Tensor, targets: Tensor) -> float:
     """
     if targets.unique().numel() < 2:
         return NEUTRAL_THRESHOLD
-    precision, recall, thresholds = binary_precision_recall_curve(scores, targets.int())
+    precision, recall, thresholds = binary_precision_recall_curve(scores, targets)
     f1 = 2 * precision * recall / (precision + recall).clamp_min(1e-12)
     best = int(f1[: len(thresholds)].argmax())
     below = thresholds[best - 1].item() if best else 0.0
@@ -131,8 +121,8 @@ def judge(model: nn.Module, val: Examples, test: Examples, batch: int) -> Metric
 
     `test` must hold both classes.
     """
-    threshold = best_threshold(probabilities(model, val.inputs, batch), torch.from_numpy(val.targets))
-    scores, targets = probabilities(model, test.inputs, batch), torch.from_numpy(test.targets).int()
+    threshold = best_threshold(*probabilities(model, val, batch))
+    scores, targets = probabilities(model, test, batch)
     return {"auc": round(binary_auroc(scores, targets).item(), 4),
             "f1": round(binary_f1_score(scores, targets, threshold).item(), 4),
             "accuracy": round(binary_accuracy(scores, targets, threshold).item(), 4),

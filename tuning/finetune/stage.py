@@ -8,12 +8,9 @@ known whether it shows the target takes part in none of this: neither in trainin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import replace
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import nn
 
@@ -21,15 +18,21 @@ from cluster.session import device
 from cluster.storage import Folder
 from cluster.tasks import compute
 from pipelines.data.findings import canonical
-from pipelines.data.labels import ABSENT, PRESENT, STATES, UNKNOWN, known_labels, label_states
-from pipelines.generator.encoder.vit import embed, load_encoder
 from pipelines.graph.stage import Metrics, Stage
-from pipelines.learning.readers import ArrayReader, ImageReader, Part, Reader
+from pipelines.learning.readers import Part, Reader
 from pipelines.learning.small_loop import CHECKPOINT
 from pipelines.monitor.progress import follow, say
-from pipelines.tables.images import pixels
-from pipelines.tables.parquet import iterate_shards, read_columns
-from tuning.finetune.classify import Examples, embedding_head, judge, residual_network, save_weights, train
+from tuning.finetune.classify import embedding_head, judge, residual_network, save_weights, train
+from tuning.finetune.examples import (
+    Examples,
+    count,
+    draw_examples,
+    embedding_reader,
+    frequencies,
+    image_reader,
+    label_tables,
+    target_states,
+)
 from tuning.settings import Finetune
 
 ARMS = {"real": ("real",), "synthetic": ("synthetic",), "mixed": ("real", "synthetic")}
@@ -39,19 +42,15 @@ NORMAL = re.compile(r"no finding|negative|none|0", re.IGNORECASE)  # beside the 
 RESULT = "arm.json"
 
 
-
 def finetune(stage: Stage) -> Metrics:
     """Returns AUC, F1 and accuracy of each arm, the counts behind them, and why an arm is `skipped` where one is."""
     settings, images = stage.section(Finetune), stage.input("ingest") / "images"
     parts: dict[str, Part] = {"real": (images, "train"), "synthetic": (stage.input("sample") / "corpus", None),
                               "val": (images, "val"), "test": (images, "test")}
-    labels = {name: read_columns(folder, STATES, split) for name, (folder, split) in parts.items()}
-    metrics: Metrics = {"backbone": settings.backbone}
-    target = choose_target(labels["real"], settings.target)
-    if target is None:
-        return metrics | _skip([no_target(labels["real"], settings.target)])
-    counts = {name: count(found, target) for name, found in labels.items()}
-    metrics |= {"target": target, "n": counts}
+    metrics: Metrics = {"backbone": settings.backbone} | compute(stage.resources, survey, parts, settings.target)
+    if "target" not in metrics:
+        return metrics
+    target, counts = metrics["target"], metrics["n"]
     obstacles = {arm: [why for name in (*sources, "test") if (why := one_class(name, counts[name], target))]
                  for arm, sources in ARMS.items()}
     fewest = min(counts[name]["positive"] + counts[name]["negative"] for name in ("real", "synthetic"))
@@ -81,40 +80,40 @@ def _skip(reasons: list[str]) -> Metrics:
     return {"skipped": text}
 
 
-def choose_target(labels: pa.Table, wanted: str | None) -> str | None:
+def survey(parts: dict[str, Part], wanted: str | None) -> Metrics:
+    """The target and, for each part, the images in each of its states; or why there is no target."""
+    present, absent = frequencies(label_tables(parts["real"]))
+    target = choose_target(present, absent, wanted)
+    if target is None:
+        return _skip([no_target(present, wanted)])
+    return {"target": target, "n": {name: count(target_states(part, target)) for name, part in parts.items()}}
+
+
+def choose_target(present: Counter[str], absent: Counter[str], wanted: str | None) -> str | None:
     """The finding to learn: the `wanted` one, in any of its spellings, else one named like an opacity, else the most
     frequent abnormal one; of these one that is also known to be absent somewhere, if there is any.
+
+    Args:
+        present: images in which a finding is present.
+        absent: images in which it is absent.
 
     Returns:
         None where no image has such a label.
     """
-    present, absent = (_frequency(labels[name]) for name in STATES)
     if wanted is not None:
         return next((name for name in (wanted, *canonical(wanted, "")) if name in present), None)
-    abnormal = [name for name in present if not NORMAL.fullmatch(name.strip())]
+    frequent = sorted(present, key=lambda name: (-present[name], name))
+    abnormal = [name for name in frequent if not NORMAL.fullmatch(name.strip())]
     learnable = [name for name in abnormal if name in absent] or abnormal
     return next((name for name in learnable if OPACITY.search(name)), next(iter(learnable), None))
 
 
-def _frequency(column: pa.ChunkedArray) -> dict[str, int]:
-    """Images of each finding, the most frequent first."""
-    counts = {row["values"]: row["counts"] for row in pc.value_counts(pc.list_flatten(column)).to_pylist()}
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def no_target(labels: pa.Table, wanted: str | None) -> str:
+def no_target(present: Counter[str], wanted: str | None) -> str:
     """In words, why `choose_target` found none."""
-    known = ", ".join(known_labels(labels))
+    known = ", ".join(sorted(present))
     if not known:
         return "the train split has no labels"
     return f"finetune.target={wanted} is not among the labels ({known})" if wanted else f"no label but {known}"
-
-
-def count(labels: pa.Table, target: str) -> dict[str, int]:
-    """Images in all, and by the state of the target."""
-    states = label_states(labels, [target])
-    return {"images": len(states), **{name: int((states == state).sum()) for name, state in (
-        ("positive", PRESENT), ("negative", ABSENT), ("unknown", UNKNOWN))}}
 
 
 def one_class(name: str, counts: dict[str, int], target: str) -> str | None:
@@ -131,8 +130,11 @@ def train_arm(folder: Folder, sources: list[Part], val: Part, test: Part, target
     torch.manual_seed(seed)
     reader, model = learner(sources, target, settings, encoder, seed)
     train(model, reader, settings, seed, folder)
-    metrics = judge(model, load_examples(val, target, encoder, settings.batch),
-                    load_examples(test, target, encoder, settings.batch), settings.batch)
+
+    def held_out(part: Part) -> Examples:
+        return draw_examples(part, target, encoder, settings.eval_images, settings.batch, seed)
+
+    metrics = judge(model, held_out(val), held_out(test), settings.batch)
     save_weights(folder, model, target=target, backbone=settings.backbone, channels=str(settings.channels))
     folder.write_json(RESULT, metrics)
     folder.remove(CHECKPOINT)
@@ -141,33 +143,8 @@ def train_arm(folder: Folder, sources: list[Part], val: Part, test: Part, target
 
 def learner(sources: list[Part], target: str, settings: Finetune, encoder: Folder | None,
             seed: int) -> tuple[Reader, nn.Module]:
-    """What to learn from, images as they are read or all their embeddings, and the network for it."""
-    states = np.concatenate([states_of(part, target) for part in sources])
-    known = states != UNKNOWN
-    targets = states[known] == PRESENT
+    """What to learn from, images or their embeddings, and the network for it."""
     if encoder is None:
-        reader: Reader = ImageReader(sources, seed, targets, known)
-        return reader, residual_network(settings.channels).to(device())
-    embeddings = np.concatenate([chunk for part in sources
-                                 for chunk in inputs_of(part, target, encoder, settings.batch)])
-    return ArrayReader(embeddings, targets, seed), embedding_head(embeddings.shape[1]).to(device())
-
-
-def load_examples(part: Part, target: str, encoder: Folder | None, batch: int) -> Examples:
-    states = states_of(part, target)
-    return Examples(inputs_of(part, target, encoder, batch), states[states != UNKNOWN] == PRESENT)
-
-
-def states_of(part: Part, target: str) -> np.ndarray:
-    """State of the target in every image of a part, int8 (N,): 1, 0, or -1 where it is unknown."""
-    return label_states(read_columns(part[0], STATES, part[1]), [target])[:, 0]
-
-
-def inputs_of(part: Part, target: str, encoder: Folder | None, batch: int) -> Iterator[np.ndarray]:
-    """The images of a part whose target is known, or their embeddings where there is an encoder; a shard at a time."""
-    network = None if encoder is None else load_encoder(encoder).to(device())
-    for shard in iterate_shards(part[0], ["image", *STATES], part[1]):
-        known = shard.filter(pa.array(label_states(shard, [target])[:, 0] != UNKNOWN))
-        if known.num_rows:
-            images = pixels(known)
-            yield images if network is None else embed(network, images, batch).numpy()
+        return image_reader(sources, target, seed), residual_network(settings.channels).to(device())
+    reader = embedding_reader(sources, target, encoder, settings.images, settings.batch, seed)
+    return reader, embedding_head(reader.inputs.shape[1]).to(device())

@@ -52,6 +52,16 @@ def test_another_seed_draws_other_rows(tmp_path):
     assert drawn(folder, 40) != drawn(folder, 40, seed=1)
 
 
+def test_what_may_not_be_used_is_never_drawn(tmp_path):
+    folder = write(Folder(str(tmp_path)), rows(), 50)
+    used = np.array([int(row["image_id"][1:]) % 2 == 0 for row in rows() if row["split"] == "train"])
+    for n in (40, 10_000):
+        found = [int(row["image_id"][1:]) for row in drawn(folder, n, split="train", used=used)]
+        assert len(set(found)) == min(n, used.sum())
+        assert all(k % 2 == 0 and k % 3 for k in found)
+    assert drawn(folder, 40, split="train", used=np.zeros_like(used)) == []
+
+
 def test_of_a_small_table_every_row_is_drawn_in_order(tmp_path):
     folder = write(Folder(str(tmp_path)), rows(), 50)
     assert [row["image_id"] for row in drawn(folder, 1_000, by=None)] == [row["image_id"] for row in rows()]
