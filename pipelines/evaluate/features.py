@@ -15,6 +15,7 @@ from cluster.session import device
 from cluster.storage import Folder
 from pipelines.generator.encoder.vit import embed
 from pipelines.generator.standalone.image_encoder import Encoder
+from pipelines.tables.draw import draw_rows
 from pipelines.tables.images import pixels
 from pipelines.tables.parquet import AHEAD, iterate_shards, read_ahead, read_columns, read_shard, tensors, write_file
 
@@ -53,17 +54,12 @@ class Embedded:
                   if shard.num_rows)
         return (torch.from_numpy(block).to(device()).float() for block in regrouped(shards, rows))
 
-    def take(self, rows: np.ndarray) -> Features:
-        """These rows, in this order."""
-        order = np.argsort(rows, kind="stable")
-        found, start = [], 0
-        for block in self.blocks():
-            inside = rows[order][slice(*np.searchsorted(rows[order], (start, start + len(block))))]
-            found.append(block[torch.from_numpy(inside - start).to(block.device)])
-            start += len(block)
-        embeddings = torch.cat(found)
-        return Features([self.ids[row] for row in rows],
-                        embeddings[torch.from_numpy(np.argsort(order)).to(embeddings.device)])
+    def draw(self, n: int, seed: int, by: str | None = "source") -> Features:
+        """`n` rows (all where there are fewer) in random order, stratified by the column `by` where it is given."""
+        table = draw_rows(self.table, n, seed, ["image_id", "embedding"], self.split, by)
+        table = table.take(np.random.default_rng(seed).permutation(table.num_rows))
+        embeddings = torch.from_numpy(tensors(table, "embedding")).to(device()).float()
+        return Features(table["image_id"].to_pylist(), embeddings)
 
 
 def regrouped(parts: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:

@@ -1,7 +1,7 @@
 """Stage `evaluate`: the synthetic corpus against the real test split, each figure beside its real-to-real floor.
 
 The floor puts as many real training images in the place of the synthetic ones, against the same test images: what
-remains between two samples of real data at this size and with these features.
+remains between two samples of real data at this size and with these features. Real samples are stratified by source.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ def compare(
     train, test = Embedded(latents, "train"), Embedded(latents, REFERENCE)
     synthetic = extract(load_encoder(encoder).to(device()), corpus, folder / "embeddings")
     n = min(settings.images, len(train), len(test), len(synthetic))
-    random = np.random.default_rng(seed)
-    reference, floor, chosen = (part.take(random.permutation(len(part))[:n]) for part in (test, train, synthetic))
+    reference, floor, chosen = test.draw(n, seed), train.draw(n, seed), synthetic.draw(n, seed, by=None)
     short = shortages(n, len(test), settings)
     metrics: Metrics = {"n": n}
     for suffix, part, table in (("", chosen, corpus), ("_floor", floor, images)):
@@ -65,8 +64,7 @@ def compare(
     if n >= 2:
         folder.write("embedding.png", figures.scatter(host(reference.embeddings), host(chosen.embeddings)))
     if len(test) >= HELD_OUT:
-        held_out = test.take(random.permutation(len(test))[:MAX_HELD_OUT])
-        metrics |= nearest(folder, images, corpus, train, held_out, synthetic)
+        metrics |= nearest(folder, images, corpus, train, test.draw(MAX_HELD_OUT, seed), synthetic)
     return metrics | ({"absent": short} if short else {})
 
 

@@ -45,6 +45,7 @@ def write_latents(folder: Folder, model: Encoder, splits: dict[str, np.ndarray])
     table = [pa.table({
         "image_id": [f"{split}{k}" for k in range(len(images))],
         "embedding": pa.FixedShapeTensorArray.from_numpy_ndarray(embed(model, images[:, None], 32).half().numpy()),
+        "source": ["rare" if k < len(images) // 20 else "common" for k in range(len(images))],
         "split": [split] * len(images),
     }) for split, images in splits.items()]
     write_shard(folder, 0, pa.concat_tables(table))
@@ -138,14 +139,24 @@ def test_features_follow_the_ids_of_their_images(measure, tmp_path):
     _, folder = measure(FRESH)
     run = Folder(folder.uri.removesuffix("/evaluate"))
     model, table = load_encoder(run / "encoder"), run / "ingest" / "images"
-    features = Embedded(run / "latents", "train").take(np.array([50, 3, 119, 0, 4, 77, 52]))
-    images = [TRAIN[int(name.removeprefix("train"))] for name in features.ids]
-    assert np.array_equal(images_of(table, features.ids)[:, 0], images)
-    fresh = extract(model, table, Folder(f"{tmp_path}/embedded"))
-    again = fresh.take(np.array([fresh.ids.index(name) for name in features.ids])).embeddings
+    features = Embedded(run / "latents", "train").draw(20, 0)
+    images = images_of(table, features.ids)
+    assert np.array_equal(images[:, 0], [TRAIN[int(name.removeprefix("train"))] for name in features.ids])
+    assert torch.allclose(features.embeddings, embed(model, images, 32), atol=0.02)
+    fresh = extract(model, table, Folder(f"{tmp_path}/embedded")).draw(len(TRAIN) + len(TEST), 0, by=None)
+    again = fresh.embeddings[[fresh.ids.index(name) for name in features.ids]]
     assert torch.allclose(features.embeddings, again, atol=0.02)
     with pytest.raises(ValueError, match="holds no image"):
         extract(model, run / "nothing", Folder(f"{tmp_path}/none"))
+
+
+def test_a_draw_holds_every_source_in_its_share_and_in_random_order(measure):
+    _, folder = measure(FRESH)
+    drawn = Embedded(Folder(folder.uri.removesuffix("/evaluate")) / "latents", "train").draw(40, 0)
+    numbers = [int(name.removeprefix("train")) for name in drawn.ids]
+    assert len(set(numbers)) == 40
+    assert sum(number < len(TRAIN) // 20 for number in numbers) == 2
+    assert numbers != sorted(numbers)
 
 
 def test_one_image_may_be_asked_for_twice(measure):
