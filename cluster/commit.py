@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -67,6 +68,11 @@ def by_rename(filesystem: FileSystem, folder: str, name: str, data: bytes, repla
             with contextlib.suppress(OSError):
                 filesystem.delete_file(staged)
             raise
+
+
+def is_staged(name: str) -> bool:
+    """Whether a file's name is one that a write is staged under."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", name) is not None
 
 
 def _staged(folder: str, name: str) -> str:

@@ -35,7 +35,9 @@ def client() -> Any:
     from botocore.config import Config
 
     retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
-    return boto3.Session().client("s3", config=Config(retries=retries, connect_timeout=CONNECT_SECONDS))
+    when_required = dict.fromkeys(("request_checksum_calculation", "response_checksum_validation"), "when_required")
+    return boto3.Session().client("s3", config=Config(  # stores beside AWS refuse checksums that nobody asked for
+        retries=retries, connect_timeout=CONNECT_SECONDS, **when_required))
 
 
 def put(path: str, data: bytes, replace: bool) -> None:

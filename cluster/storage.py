@@ -126,6 +126,13 @@ class Folder:
         found = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
         return sorted(f.base_name for f in found if f.base_name.endswith(suffix) and not f.base_name.startswith("."))
 
+    def is_empty(self) -> bool:
+        """Whether the folder holds nothing, hidden or not, but what writes of ours that were cut off have left."""
+        from pyarrow.fs import FileSelector
+
+        found = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
+        return all(commit.is_staged(f.base_name) for f in found)
+
     def read(self, name: str) -> bytes:
         """All bytes of one file as they are stored, also where its name ends in .gz; one request on S3."""
         with self.filesystem.open_input_stream(f"{self.path}/{name}", compression=None) as stream:

@@ -80,7 +80,10 @@ def _hydra(command: str, overrides: list[str]) -> int:
         if wants_help:
             from pipelines.graph.help import stage_help
 
-            print(stage_help(command, config))
+            try:
+                print(stage_help(command, config))
+            except UserError as error:
+                codes.append(mistake(str(error)))
             return
         codes.append(_execute(command, config, written))
 

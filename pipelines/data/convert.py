@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.errors import UserError
 from cluster.faults import retried
 from cluster.storage import Folder
 from pipelines.data.image.picture import NOT_WANTED, Refused
@@ -40,7 +41,7 @@ class Convert(RowOperator):
 
     def rows(self, shard: int) -> list[Row]:
         name, start = shard_name(shard), shard * self.settings.shard_rows
-        listed = retried(lambda: read_shard(self.manifest, name), f"{self.manifest.uri}/{name}").to_pylist()
+        listed = read_shard(self.manifest, name).to_pylist()
         return [row | {"row": start + k, "uri": present_uri(row["uri"], self.settings)} for k, row in enumerate(listed)]
 
     def one(self, row: Row) -> Row:
@@ -48,7 +49,7 @@ class Convert(RowOperator):
             if self.settings.frontal and row["view"] and not row["view"].upper().startswith(FRONTAL):
                 raise Refused("not_frontal", f"the view is {row['view']}")
             decoded = find_source(self.settings.source).load(row, self.settings)
-        except OSError:  # of the storage, and says nothing against this image: the shard is tried again
+        except (OSError, UserError, MemoryError):  # of the storage, the list or the node: nothing against this image
             raise
         except Refused as refused:
             return row | {"reason": refused.reason, "detail": str(refused)}

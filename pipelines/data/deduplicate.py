@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.faults import retried
 from cluster.storage import Folder
 from pipelines.data.convert import quarantine_rows
 from pipelines.data.duplicates import groups, joined
@@ -112,13 +111,10 @@ class Apply(ShardOperator):
 
     def run(self, block: pa.Table) -> tuple[int, int]:
         name = shard_name(block["shard"][0].as_py())
-        retried(lambda: self._rewrite(name, block), f"{self.images.uri}/{name}")
-        return block.num_rows, 0
-
-    def _rewrite(self, name: str, decided: pa.Table) -> None:
         before = read_shard(self.images, name, ["row", "split"])
-        if not apply(before, decided).equals(before):  # else another attempt did it
-            write_file(self.images, name, apply(read_shard(self.images, name), decided))
+        if not apply(before, block).equals(before):  # else another attempt did it
+            write_file(self.images, name, apply(read_shard(self.images, name), block))
+        return block.num_rows, 0
 
 
 def apply(shard: pa.Table, decided: pa.Table) -> pa.Table:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from cluster.faults import retried
 from cluster.storage import Folder
 from pipelines.data.identifiers import Salt, hide_row
 from pipelines.data.settings import Data
@@ -54,8 +53,7 @@ class Describe(RowOperator):
         self.settings, self.salt = settings, salt
 
     def rows(self, shard: int) -> list[Row]:
-        name = shard_name(shard)
-        return retried(lambda: read_shard(self.listed, name), f"{self.listed.uri}/{name}").to_pylist()
+        return read_shard(self.listed, shard_name(shard)).to_pylist()
 
     def one(self, row: Row) -> Row:
         described = find_source(self.settings.source).describe(row, self.settings)  # type: ignore[attr-defined]
@@ -66,6 +64,5 @@ class Describe(RowOperator):
 
     def commit(self, shard: int, rows: list[Row]) -> tuple[int, int]:
         table = pa.Table.from_pylist([row for row in rows if row], schema=PLACED)
-        retried(lambda: write_shard(self.headers, shard, table, replace=False),
-                f"{self.headers.uri}/{shard_name(shard)}")
+        write_shard(self.headers, shard, table, replace=False)
         return len(rows), 0

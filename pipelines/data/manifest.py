@@ -35,7 +35,6 @@ def look(settings: Data, seed: int) -> str:
     Raises:
         UserError: the set is not there, or is not whole.
     """
-    _lists.clear()
     aside = tempfile.TemporaryDirectory(prefix="rayograph-list-")
     told = apart(_list, settings, seed, aside.name)
     _lists[repr((settings, seed))] = aside

@@ -50,8 +50,8 @@ def to_settings(config: DictConfig) -> Settings:
         settings = _settings(config)
         settings.stages = {name: stage_spec(entry) for name, entry in declared()["stages"].items()}
         settings.graph = {name: _node(name, entry, entries, settings.stages) for name, entry in entries.items()}
-        settings.variants = {name: _variant(config, name, entry["with"]) for name, entry in entries.items()
-                             if entry.get("with")}
+        settings.variants = {name: _variant(config, settings, name, entry["with"])
+                             for name, entry in entries.items() if entry.get("with")}
     except OmegaConfBaseException as error:
         raise UserError(str(error)) from error
     return settings
@@ -71,14 +71,18 @@ def _settings(config: DictConfig) -> Settings:
     return settings
 
 
-def _variant(config: DictConfig, node: str, overrides: dict[str, Any]) -> Settings:
-    """The settings under a node's overrides, whose keys are `seed` or SECTION.FIELD."""
+def _variant(config: DictConfig, settings: Settings, node: str, overrides: dict[str, Any]) -> Settings:
+    """The settings under a node's overrides, whose keys are `seed` or SECTION.FIELD of its stage; the run stays."""
+    stage = settings.graph[node].stage
+    sections = settings.stages[stage].settings
     changed = config.copy()
     for key, value in overrides.items():
         section, _, field = key.partition(".")
-        known = key == "seed" or (section in section_types() and field)
-        fields.require(bool(known), f"graph.{node}.with", key, "must be seed, or SECTION.FIELD of a setting")
+        fields.require(key == "seed" or (section in sections and bool(field)), f"graph.{node}.with", key,
+                       f"must be seed, or SECTION.FIELD of a section of {stage}: {', '.join(sections) or 'none'}")
         OmegaConf.update(changed, key, value)
+    for key in ("name", "storage"):  # which may be made of settings that are overridden
+        OmegaConf.update(changed, key, getattr(settings, key))
     return _settings(changed)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from cluster.errors import UserError
 from pipelines.graph.compose import section_types, stage_spec
 from pipelines.graph.declared import declared
 from pipelines.graph.fields import descriptions
@@ -24,14 +25,17 @@ def stage_help(command: str, config: Any) -> str:
     """What `rayograph STAGE --help` prints: purpose, examples, and the stage's own settings with their present values.
 
     Args:
-        command: a stage, or `run` for all settings.
+        command: a stage or a node of the graph, or `run` for all settings.
         config: as composed from the other arguments.
     """
     if command == "run":
         purpose, sections = "the whole path, each stage only where its work is not yet done", tuple(section_types())
         examples: tuple[str, ...] = ()
     else:
-        spec = stage_spec(declared()["stages"][command])
+        stages = declared()["stages"]
+        if command not in {*stages, *config.graph}:
+            raise UserError(f"the graph has no node {command!r}; it has {', '.join(config.graph)}")
+        spec = stage_spec(stages[(config.graph.get(command) or {}).get("stage", command)])
         purpose, sections, examples = spec.help, spec.settings, spec.examples
     lines = [f"rayograph {command}: {purpose}", "", *(f"  {example}" for example in examples), "" if examples else None]
     lines += [f"{group}=…".ljust(12) + _wrapped(", ".join(choices), 12) for group, choices in groups().items()]

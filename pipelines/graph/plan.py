@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.faults import StorageUnavailable
 from cluster.session import Resources
 from pipelines.graph.fields import outcome_settings
 from pipelines.graph.settings import Settings
@@ -69,7 +70,7 @@ class Plan:
             return begun.get("observed", {})
         try:
             return _load(self.spec(node).observed)(self.settings.of(node))
-        except UserError as error:
+        except (UserError, StorageUnavailable) as error:
             if self.record(node) is None:
                 raise
             say(f"{node}: {error}; going on with what it made before")
@@ -77,7 +78,8 @@ class Plan:
 
     def _fingerprint(self, node: str) -> str:
         spec, needs = self.spec(node), self.settings.graph[node].needs
-        inputs = {role: [self.fingerprint(need) for need in nodes] for role, nodes in needs.items()}
+        inputs = {role: [self.fingerprint(need) if len(nodes) == 1 else [need, self.fingerprint(need)]
+                         for need in nodes] for role, nodes in needs.items()}  # a stage may tell several by their names
         made_of = [self.settings.graph[node].stage, spec.version, self.chosen(node), self.observed(node), inputs]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -97,7 +99,7 @@ class Plan:
         """Whether the node's folder holds work, finished or not, of other settings or inputs, or what is not ours."""
         begun = self.begun(node)
         if begun is None:
-            return bool((self.folder / node).names())
+            return not (self.folder / node).is_empty()
         return begun["fingerprint"] != self.fingerprint(node)
 
     def differences(self, node: str) -> str:
@@ -144,6 +146,15 @@ class Plan:
                                 "which is made anew; add changed=redo to make both again, or choose another name=")
             if begun is None or self.is_stale(node) or follows:
                 anew.add(node)
+        for node in anew:
+            for follower in self._followers(node):
+                if follower not in nodes and self.is_kept(follower):
+                    raise UserError(f"{(self.folder / follower).uri} follows from {node}, which is made anew, and "
+                                    "would be out of date; add changed=redo to accept that, or choose another name=")
+
+    def is_kept(self, node: str) -> bool:
+        """Whether a node has finished work that takes changed=redo to replace."""
+        return self.spec(node).protected and self.settings.changed != "redo" and self.record(node) is not None
 
     def check_stale(self, node: str, *, redo: bool) -> None:
         """Raise UserError when the node's folder holds what may not be replaced."""
@@ -167,6 +178,8 @@ class Plan:
             folder.clear(BEGUN)
         if self.begun(node) is None or self.is_stale(node):
             for follower in self._followers(node):
+                if self.record(follower):
+                    say(f"{follower}: out of date, for {node} is made anew")
                 self._invalidate(follower)
         folder.write_json(BEGUN, {
             "fingerprint": self.fingerprint(node), "settings": self.chosen(node), "observed": self.observed(node),

@@ -1,4 +1,7 @@
-"""Parquet tables in atomic, numbered shards: `part-00012.parquet` is there and whole, or it is not there."""
+"""Parquet tables in atomic, numbered shards: `part-00012.parquet` is there and whole, or it is not there.
+
+Reads and writes of one file are tried again while the storage fails (`cluster.faults.retried`).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.faults import retried
 from cluster.storage import Folder
 
 READERS = 8  # shards read side by side, for a file system far away
@@ -53,7 +57,7 @@ def write_file(folder: Folder, name: str, table: pa.Table, replace: bool = True)
     tensor = any(isinstance(field.type, pa.FixedShapeTensorType) for field in table.schema)
     rows = max(1, ROW_GROUP * table.num_rows // max(table.nbytes, 1)) if tensor else None
     pq.write_table(table, buffer, rows, compression="none" if tensor else "zstd", use_dictionary=not tensor)
-    folder.write(name, buffer.getvalue(), replace)
+    retried(lambda: folder.write(name, buffer.getvalue(), replace), f"{folder.uri}/{name}")
 
 
 def shard_count(rows: int, shard_rows: int) -> int:
@@ -67,16 +71,27 @@ def pending_shards(folder: Folder, count: int) -> list[int]:
 
 
 def read_shard(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    if columns is None:
-        return pq.read_table(pa.BufferReader(folder.read(name)))
-    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:  # only the bytes of these columns
-        return pq.ParquetFile(file, pre_buffer=True).read(list(columns))
+    """One shard; of the columns that are named only their bytes are read.
+
+    Raises:
+        StorageUnavailable: it cannot be read.
+    """
+    def read() -> pa.Table:
+        if columns is None:
+            return pq.read_table(pa.BufferReader(folder.read(name)))
+        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
+            return pq.ParquetFile(file, pre_buffer=True).read(list(columns))
+
+    return retried(read, f"{folder.uri}/{name}")
 
 
 def row_count(folder: Folder, name: str) -> int:
     """Rows of one shard, by its footer."""
-    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
-        return pq.read_metadata(file).num_rows
+    def read() -> int:
+        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
+            return pq.read_metadata(file).num_rows
+
+    return retried(read, f"{folder.uri}/{name}")
 
 
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
@@ -97,14 +112,17 @@ def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead:
 
 def read_split(folder: Folder, name: str, columns: Sequence[str], split: str | None) -> pa.Table:
     """Columns of one shard, of the rows of `split` where it is given.  A shard without such rows is hardly read."""
-    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
-        shard = pq.ParquetFile(file, pre_buffer=True)
-        if split is None:
-            return shard.read(list(columns))
-        chosen = pc.equal(shard.read(["split"])["split"], split)
-        if not pc.any(chosen).as_py():
-            return pa.schema([shard.schema_arrow.field(column) for column in columns]).empty_table()
-        return shard.read(list(columns)).filter(chosen)
+    def read() -> pa.Table:
+        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
+            shard = pq.ParquetFile(file, pre_buffer=True)
+            if split is None:
+                return shard.read(list(columns))
+            chosen = pc.equal(shard.read(["split"])["split"], split)
+            if not pc.any(chosen).as_py():
+                return pa.schema([shard.schema_arrow.field(column) for column in columns]).empty_table()
+            return shard.read(list(columns)).filter(chosen)
+
+    return retried(read, f"{folder.uri}/{name}")
 
 
 def iterate_shards(folder: Folder, columns: Sequence[str], split: str | None = None) -> Iterator[pa.Table]:

@@ -43,6 +43,8 @@ class ShardOperator(ABC):
             outcome, detail = "mistake", str(error)
         except OSError as error:
             outcome, detail = "fault", str(error)
+        except MemoryError:  # as where the kernel ends the worker: the shard is isolated
+            raise
         except Exception:
             outcome, detail = "error", traceback.format_exc()
         node = ray.get_runtime_context().get_node_id()
@@ -60,8 +62,8 @@ class ShardOperator(ABC):
             OSError: the storage failed; another node may do it.
         """
 
-    def isolate(self, block: pa.Table) -> tuple[int, int]:
-        """Commit a shard that kills its worker."""
+    def isolate(self, block: pa.Table, placement: dict[str, Any]) -> tuple[int, int]:
+        """Commit a shard that kills its worker; on the nodes that `placement`, arguments of `ray.remote`, allows."""
         raise RuntimeError(f"{type(self).__name__} of shard {block['shard'][0]} killed its worker {CRASHES} times")
 
 
@@ -89,11 +91,11 @@ class RowOperator(ShardOperator):
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return self.commit(shard, list(pool.map(self.one, self.rows(shard))))
 
-    def isolate(self, block: pa.Table) -> tuple[int, int]:
+    def isolate(self, block: pa.Table, placement: dict[str, Any]) -> tuple[int, int]:
         import ray
 
         shard = block["shard"][0].as_py()
-        task = functools.partial(ray.remote(max_retries=0)(_one).remote, ray.put(self))
+        task = functools.partial(ray.remote(max_retries=0, **placement)(_one).remote, ray.put(self))
         rows = self.rows(shard)
         first = [task(row) for row in rows]
         return self.commit(shard, [self._survived(task, row, ref) for row, ref in zip(rows, first, strict=True)])
@@ -106,7 +108,8 @@ class RowOperator(ShardOperator):
             try:
                 return ray.get(ref)
             except RayTaskError as error:
-                raise error.cause from error
+                if not isinstance(error.cause, MemoryError):
+                    raise error.cause from error
             except RayError as error:  # a node that is gone says nothing against the row
                 if not left and not isinstance(error, WorkerCrashedError | OutOfMemoryError):
                     raise
@@ -140,14 +143,19 @@ def run_shards(operator: ShardOperator, blocks: Sequence[pa.Table], shown: Bar,
     start, before = time.perf_counter(), shown.n
     while left:
         met, ended = _pass(operator, left, avoided, shown, seen)
+        for shard in [shard for shard in left if ended and shard not in met]:
+            try:
+                rows, bad = operator.isolate(left[shard], _placement(avoided))
+            except OSError as error:
+                met[shard] = str(error)
+                continue
+            del left[shard]
+            shown.add(rows)
+            seen(rows, bad)
         for shard, detail in met.items():
             faults[shard] += 1
             if faults[shard] >= FAULTS:
                 raise StorageUnavailable(detail)
-        for shard in [shard for shard in left if ended and shard not in met]:
-            rows, bad = operator.isolate(left.pop(shard))
-            shown.add(rows)
-            seen(rows, bad)
     return round((shown.n - before) / (time.perf_counter() - start), 2)
 
 
@@ -159,9 +167,7 @@ def _pass(operator: ShardOperator, left: dict[int, pa.Table], avoided: set[str],
         The shards that met a fault and what it was, and whether the pass came to its end; all shards that are then left
         without a fault killed their workers.
     """
-    arguments: dict[str, Any] = {"max_retries": CRASHES - 1}
-    if avoided:
-        arguments["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}
+    arguments = {"max_retries": CRASHES - 1, **_placement(avoided)}
     met: dict[int, str] = {}
     of_node: Counter[str] = Counter()  # faults since it last committed a shard
     for row in results(list(left.values()), [(operator, arguments)], tolerant=True):
@@ -185,6 +191,11 @@ def _pass(operator: ShardOperator, left: dict[int, pa.Table], avoided: set[str],
         if _nodes() - avoided - {node}:
             _avoid(node, avoided, met[next(iter(met))])
     return met, True
+
+
+def _placement(avoided: set[str]) -> dict[str, Any]:
+    """Arguments of `ray.remote` that keep tasks off some nodes."""
+    return {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(avoided))})"}} if avoided else {}
 
 
 def _avoid(node: str, avoided: set[str], detail: str) -> None:

@@ -163,6 +163,15 @@ def test_the_profile_of_a_data_set_applies_by_itself(rayograph):
     assert images[0] < images[1]
 
 
+def test_a_node_of_the_graph_has_the_help_of_its_stage(rayograph):
+    code, out, _ = rayograph("sample-reconstruction", "graph=arms", "--help")
+    assert code == 0
+    assert "sample.strategy" in out
+    code, _, err = rayograph("sample-nosuch", "graph=arms", "--help")
+    assert code == 2
+    assert [line for line in err if "sample-nosuch" in line] == err
+
+
 def test_a_stages_help_lists_the_choices(rayograph):
     code, out, _ = rayograph("train", "--help")
     assert code == 0

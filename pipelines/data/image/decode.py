@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from pipelines.data.image import clean
 from pipelines.data.image.dicom import is_dicom, read_dicom
-from pipelines.data.image.picture import Picture, Refused, check_size, to_8bit
+from pipelines.data.image.picture import Picture, Refused, check_size, refusing, to_8bit
 from pipelines.data.settings import Data
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is checked before any pixel is decoded
@@ -87,16 +87,16 @@ def read_picture(content: bytes, settings: Data, scaled: bool = True) -> Picture
     """
     if is_dicom(content):
         return read_dicom(content, settings)
-    try:
+    with refusing("not_an_image", f"it is neither DICOM nor {', '.join(FORMATS)}"):
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except Exception as error:  # Pillow's readers raise many kinds
-        raise Refused("not_an_image", f"it is neither DICOM nor {', '.join(FORMATS)}") from error
     width, height = image.size
     check_size(width, height, settings)
     if scaled:
         image.draft("L", (settings.size, settings.size))
     try:
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:
         cut = "truncated" in str(error).lower() or ENDS.get(image.format or "", b"") not in content[-1024:]
         if cut:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.data.image import dicom_filter
-from pipelines.data.image.picture import Picture, Refused, check_size, to_8bit
+from pipelines.data.image.picture import Picture, Refused, check_size, refusing, to_8bit
 from pipelines.data.settings import Data
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _header(content: bytes) -> Dataset:
     """The whole file, or all that comes before its pixels where it ends inside them."""
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    try:
+    with refusing("not_an_image", "the DICOM header cannot be read"):
         dataset = read_header(io.BytesIO(content))
         if "Rows" not in dataset:  # pydicom gives nothing of a file that ends inside compressed pixels
             dataset = read_header(io.BytesIO(content), stop_before_pixels=True)
@@ -71,13 +71,9 @@ def _header(content: bytes) -> Dataset:
         if not dataset.file_meta.get("TransferSyntaxUID"):  # written before files had a head of their own
             implicit = dataset.original_encoding[0]
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-    except Exception as error:  # pydicom's parser raises many kinds
-        raise Refused("not_an_image", f"the DICOM header cannot be read ({type(error).__name__})") from error
     for name in NEEDED:  # pydicom parses each value at its first use
-        try:
+        with refusing("bad_header", f"{name} cannot be read"):
             dataset.get(name)
-        except Exception as error:
-            raise Refused("bad_header", f"{name} cannot be read ({type(error).__name__})") from error
     return dataset
 
 
@@ -133,6 +129,8 @@ def _stored(dataset: Dataset) -> np.ndarray:
             setattr(dataset, name, default)
     try:
         stored = dataset.pixel_array
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom's decoders raise many kinds
         if _is_cut(dataset):
             raise Refused("truncated", "the file ends inside its pixel data") from error
@@ -140,10 +138,8 @@ def _stored(dataset: Dataset) -> np.ndarray:
         raise Refused("decoder_error", f"pixel data of {syntax} cannot be decoded ({type(error).__name__})") from error
     if dataset.PhotometricInterpretation != "PALETTE COLOR":
         return stored
-    try:
+    with refusing("bad_lut", "the palette cannot be applied"):
         return apply_color_lut(stored, dataset)
-    except Exception as error:
-        raise Refused("bad_lut", f"the palette cannot be applied ({type(error).__name__})") from error
 
 
 def _is_cut(dataset: Dataset) -> bool:
@@ -167,12 +163,9 @@ def _gray(stored: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, str]:
     from pydicom.pixels import apply_modality_lut
 
     padding = _padding(stored, dataset)
-    try:
+    reason = "bad_lut" if "ModalityLUTSequence" in dataset else "bad_header"
+    with refusing(reason, "the modality's look-up table or rescaling cannot be applied"):
         values = np.asarray(apply_modality_lut(stored, dataset), np.float32)
-    except Exception as error:
-        reason = "bad_lut" if "ModalityLUTSequence" in dataset else "bad_header"
-        raise Refused(reason, f"the modality's look-up table or rescaling cannot be applied ({type(error).__name__})") \
-            from error
     if not np.isfinite(values).all():
         raise Refused("bad_header", "RescaleSlope or RescaleIntercept is no finite number")
     shown, mapping = _windowed(values, dataset, padding)
@@ -192,6 +185,8 @@ def _windowed(values: np.ndarray, dataset: Dataset, padding: np.ndarray | None) 
         return values, "percentile (window invalid)" if asked else "percentile"
     try:
         shown = np.asarray(apply_voi_lut(values.astype(np.int32) if table else values, dataset, index=0), np.float32)
+    except MemoryError:
+        raise
     except Exception:  # the values are there: how to show them is all that is lost
         return values, "percentile (window invalid)"
     if _clipped(values, shown, padding) > MAX_CLIPPED:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cluster.errors import UserError
 from pipelines.data.image.clean import square
 from pipelines.data.image.decode import Decoded
-from pipelines.data.image.picture import Refused
+from pipelines.data.image.picture import Refused, refusing
 from pipelines.data.structures import STRUCTURES
 
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP")
@@ -37,10 +36,8 @@ def label_map(masks: Sequence[dict[str, Any]], decoded: Decoded, read: Callable[
     original = decoded.width, decoded.height
     for mask in masks:
         content = b"" if mask["path"] is None else _read(mask, read)
-        try:
+        with refusing("bad_mask", f"the mask of {mask['name']} cannot be read"):
             where = _runs(mask["rle"], *original) if mask["rle"] is not None else _bright(content)
-        except Exception as error:  # Pillow's readers and numpy raise many kinds
-            raise Refused("bad_mask", f"the mask of {mask['name']} cannot be read ({type(error).__name__})") from error
         labels[square(where, original, decoded.box, len(labels)) > BRIGHT] = STRUCTURES[mask["name"]]
     return labels
 
@@ -65,7 +62,7 @@ def _runs(text: str, width: int, height: int) -> Image.Image:
     numbers = np.array(text.split(), np.int64).reshape(-1, 2)
     stops = numbers.sum(1).cumsum()
     if len(stops) and (numbers.min() < 0 or stops[-1] > width * height):
-        raise UserError(f"runs up to {stops[-1]} of {width * height} pixels")
+        raise ValueError(f"runs up to {stops[-1]} of {width * height} pixels")
     changes = np.zeros(width * height + 1, np.int8)
     np.add.at(changes, stops - numbers[:, 1], 1)
     np.add.at(changes, stops, -1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +51,20 @@ class Refused(Exception):
         assert reason in BAD or reason in NOT_WANTED, reason
         super().__init__(detail)
         self.reason = reason
+
+
+@contextmanager
+def refusing(reason: str, detail: str) -> Iterator[None]:
+    """Raise Refused for any error of the block, with its type in the detail: decoders and parsers raise many kinds.
+
+    A MemoryError passes: it says nothing against the file.
+    """
+    try:
+        yield
+    except (Refused, MemoryError):
+        raise
+    except Exception as error:
+        raise Refused(reason, f"{detail} ({type(error).__name__})") from error
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.faults import retried
 from cluster.storage import Folder
 from pipelines.generator.latents.spec import latent_spec
 from pipelines.tables.parquet import files, tensors
+
+T = TypeVar("T")
 
 ROOM = 1 << 30  # bytes of row groups that are kept
 
@@ -30,8 +34,7 @@ class TrainRows:
         self.latents, self.names, self.files = latents, list(names), files(latents, "train")
         self.starts = np.cumsum([0, *spec.rows])
         fullest = int(np.argmax(spec.rows)) if spec.rows else 0
-        with self._open(fullest) as file:
-            self.group_rows = max(pq.read_metadata(file).row_group(0).num_rows, 1)
+        self.group_rows = max(self._read(fullest, lambda file: pq.read_metadata(file).row_group(0).num_rows), 1)
         row_bytes = 2 * sum(int(np.prod(spec.shapes[name])) for name in self.names)
         self._group = lru_cache(max(2, room // max(1, row_bytes * self.group_rows)))(self._read_group)
 
@@ -42,9 +45,17 @@ class TrainRows:
         return {name: values[place] for name, values in self._group(file, group).items()}
 
     def _read_group(self, file: int, group: int) -> dict[str, np.ndarray]:
-        with self._open(file) as opened:
-            table = pq.ParquetFile(opened, pre_buffer=True).read_row_group(group, self.names)
+        def read(opened: pa.NativeFile) -> pa.Table:
+            return pq.ParquetFile(opened, pre_buffer=True).read_row_group(group, self.names)
+
+        table = self._read(file, read)
         return {name: tensors(table, name) for name in self.names}
 
-    def _open(self, file: int) -> pa.NativeFile:
-        return self.latents.filesystem.open_input_file(f"{self.latents.path}/{self.files[file]}")
+    def _read(self, file: int, function: Callable[[pa.NativeFile], T]) -> T:
+        path = f"{self.latents.path}/{self.files[file]}"
+
+        def read() -> T:
+            with self.latents.filesystem.open_input_file(path) as opened:
+                return function(opened)
+
+        return retried(read, path)

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
+from cluster.faults import retried
 from cluster.storage import Folder
 from pipelines.data.labels import known_labels
 from pipelines.graph.stage import Metrics
@@ -124,7 +125,10 @@ def mask_structures(schema: pa.Schema) -> list[str]:
 
 def _footer(folder: Folder, name: str) -> tuple[int, dict[str, Any], pa.Schema]:
     """Rows, sums and schema of one file."""
-    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
-        metadata = pq.read_metadata(file)
+    def read() -> pq.FileMetaData:
+        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
+            return pq.read_metadata(file)
+
+    metadata = retried(read, f"{folder.uri}/{name}")
     schema = metadata.schema.to_arrow_schema()
     return metadata.num_rows, json.loads(schema.metadata[SUMS]), schema

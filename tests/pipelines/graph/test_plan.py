@@ -389,3 +389,49 @@ def test_one_stage_refuses_unless_told_to_redo(small_graph):
         run.run_stages(other, ["second"], redo=False)
     assert run.run_stages(other, ["second"], redo=True) is True
     assert plan_of(other).is_done("second")
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_single_stage_does_not_make_a_trained_generator_out_of_date_by_the_way(compose, capsys):
+    finish(compose(), *compose().graph)
+    plan = plan_of(compose())
+    for name in ("begun.json", "stage.json"):
+        (plan.folder / "ingest").remove(name)
+    with pytest.raises(UserError, match=r"train follows from ingest.*changed=redo"):
+        run.run_stages(compose(), ["ingest"], redo=False)
+    assert plan_of(compose()).record("train"), "nothing was touched"
+    plan_of(compose("changed=redo")).begin("ingest", redo=True)
+    assert "train: out of date" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("entry", [".snapshots/precious", ".hidden"])
+def test_hidden_files_of_the_user_are_not_ours_either(compose, entry):
+    plan = plan_of(compose())
+    folder, _, name = entry.rpartition("/")
+    (plan.folder / "ingest" / folder if folder else plan.folder / "ingest").write(name, b"x")
+    with pytest.raises(UserError, match="holds files that are not"):
+        plan.begin("ingest", redo=True)
+
+
+def test_an_override_of_a_node_leaves_the_runs_name(compose):
+    settings = compose("name=lr-${encoder.lr}", "+graph.encoder.with={encoder.lr: 0.5}")
+    assert settings.of("encoder").encoder.lr == 0.5
+    assert settings.of("encoder").name == settings.name
+
+
+def test_an_override_of_a_setting_that_the_stage_does_not_have_is_refused(compose):
+    with pytest.raises(UserError, match=r"graph\.evaluate\.with.*sample\.images"):
+        compose("+graph.evaluate.with={sample.images: 3}")
+
+
+def test_another_name_of_an_arm_is_another_report(compose):
+    before = prints(compose("graph=arms"))
+    settings = compose("graph=arms")
+    [renamed] = [node for node in settings.graph["report"].needs["sample"] if node.endswith("interpolation")]
+    rename = {renamed: "walk"}
+    settings.graph = {rename.get(name, name): Node(node.stage, {
+        role: tuple(rename.get(need, need) for need in needs) for role, needs in node.needs.items()})
+        for name, node in settings.graph.items()}
+    settings.variants = {rename.get(name, name): variant for name, variant in settings.variants.items()}
+    assert prints(settings)["walk"] == before[renamed]
+    assert prints(settings)["report"] != before["report"]

@@ -95,3 +95,33 @@ def test_a_mistake_of_the_user_is_told_as_one(tmp_path):
 
     with pytest.raises(UserError, match=r"a\.png was listed"):
         shards.run_shards(operator(tmp_path, gone), shard_numbers([0]), Shown())
+
+
+def test_a_row_too_large_for_memory_is_left_out_alone(tmp_path):
+    def large(place):
+        if place == "2-3":
+            raise MemoryError
+
+    shards.run_shards(operator(tmp_path, large), shard_numbers(range(4)), Shown())
+    assert committed(tmp_path) == [f"{place} killed" if place == "2-3" else place for place in EVERY]
+
+
+def test_a_fault_while_a_shard_is_isolated_costs_an_attempt(tmp_path):
+    def poison_then_fault(place):
+        import os
+        import signal
+
+        if place == "2-3":
+            os.kill(os.getpid(), signal.SIGKILL)
+        mark = tmp_path / f"{place}.met"
+        if place == "2-4" and os.environ.get("ISOLATED") and not mark.exists():
+            mark.touch()
+            raise TimeoutError("the storage is slow")
+
+    class Isolated(type(operator(tmp_path, poison_then_fault))):
+        def isolate(self, block, placement):
+            return super().isolate(block, {"runtime_env": {"env_vars": {"ISOLATED": "1"}}})
+
+    shards.run_shards(Isolated(), shard_numbers(range(4)), Shown())
+    assert (tmp_path / "2-4.met").exists()
+    assert committed(tmp_path) == [f"{place} killed" if place == "2-3" else place for place in EVERY]
