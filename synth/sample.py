@@ -28,7 +28,7 @@ from pipelines.tables.images import png
 from pipelines.tables.parquet import READERS, pending_shards, read_columns, shard_count, write_shard
 from pipelines.tables.schemas import CORPUS
 from synth.conditions import Condition, find_strategy
-from synth.settings import Sample
+from synth.settings import SampleSettings
 
 MAX_ATTEMPTS = 3  # of one shard, each ended by the death of its actor
 
@@ -37,7 +37,7 @@ MAX_ATTEMPTS = 3  # of one shard, each ended by the death of its actor
 class SamplingJob:
     """What a sampling actor needs to know."""
 
-    settings: Sample
+    settings: SampleSettings
     seed: int
     generator: Folder  # a diffusers folder
     revision: str  # fingerprint of its training
@@ -47,7 +47,7 @@ class SamplingJob:
 
 def sample(stage: Stage) -> Metrics:
     """Returns the number of images in the corpus, images/s of this call, and the strategy."""
-    settings = stage.section(Sample)
+    settings = stage.section(SampleSettings)
     find_strategy(settings.strategy)
     job = SamplingJob(settings, stage.seed, stage.input("train") / "generator",
               stage.record_of("train")["fingerprint"], stage.input("latents"), stage.folder / "corpus")
@@ -69,7 +69,7 @@ def sample(stage: Stage) -> Metrics:
     return metrics | ({"images_per_second": round(done / seconds, 2)} if done else {})
 
 
-def shard_range(settings: Sample, shard: int) -> range:
+def shard_range(settings: SampleSettings, shard: int) -> range:
     """Indices of the images in a shard."""
     return range(shard * settings.shard_rows, min((shard + 1) * settings.shard_rows, settings.images))
 

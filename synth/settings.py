@@ -10,7 +10,7 @@ from pipelines.graph.fields import execution, positive, require
 
 
 @dataclass
-class Sample:
+class SampleSettings:
     """A synthetic corpus of one generator."""
 
     images: int = MISSING

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.graph.fields import positive, require
-from pipelines.learning.settings import Fitting
+from pipelines.learning.settings import SmallTrainingSettings
 
 
 @dataclass
-class Finetune(Fitting):
+class FinetuneSettings(SmallTrainingSettings):
     """Classifiers from real images, from synthetic ones, and from both, judged on real images."""
 
     target: str | None = None
@@ -24,7 +24,7 @@ class Finetune(Fitting):
     are more."""
 
     def check(self) -> None:
-        self.check_fitting("finetune")
+        self.check_training("finetune")
         positive("finetune", self, "eval_images")
         require(len(self.channels) > 0 and min(self.channels) > 0, "finetune.channels", self.channels,
                 "needs a width above 0 for every level")

@@ -8,7 +8,7 @@ from pipelines.graph.fields import positive
 
 
 @dataclass
-class Evaluate:
+class EvaluateSettings:
     """The synthetic corpus against real images, each figure beside its real-to-real floor."""
 
     images: int = 500

@@ -14,7 +14,7 @@ from cluster.session import device
 from cluster.storage import Folder
 from cluster.tasks import compute
 from pipelines.evaluate.features import Embedded, Features, extract
-from pipelines.evaluate.settings import Evaluate
+from pipelines.evaluate.settings import EvaluateSettings
 from pipelines.generator.encoder.vit import load_encoder
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.metrics.diversity import ms_ssim
@@ -38,7 +38,7 @@ def evaluate(stage: Stage) -> Metrics:
     """
     known = stage.record_of("encoder")["metrics"]
     work = (stage.folder, stage.input("ingest") / "images", stage.input("latents"), stage.input("sample") / "corpus",
-            stage.input("encoder"), stage.section(Evaluate), stage.seed)
+            stage.input("encoder"), stage.section(EvaluateSettings), stage.seed)
     metrics = compute(stage.resources, compare, *work)
     for figure, why in metrics.get("absent", {}).items():
         say(f"evaluate: no {figure}: {why}")
@@ -47,7 +47,8 @@ def evaluate(stage: Stage) -> Metrics:
 
 
 def compare(
-    folder: Folder, images: Folder, latents: Folder, corpus: Folder, encoder: Folder, settings: Evaluate, seed: int
+    folder: Folder, images: Folder, latents: Folder, corpus: Folder, encoder: Folder, settings: EvaluateSettings,
+    seed: int,
 ) -> Metrics:
     train, test = Embedded(latents, "train"), Embedded(latents, REFERENCE)
     synthetic = extract(load_encoder(encoder).to(device()), corpus, folder / "embeddings")
@@ -68,7 +69,7 @@ def compare(
     return metrics | ({"absent": short} if short else {})
 
 
-def shortages(n: int, held_out: int, settings: Evaluate) -> dict[str, str]:
+def shortages(n: int, held_out: int, settings: EvaluateSettings) -> dict[str, str]:
     """The figures that `n` images a side and `held_out` test images are too few for, and why."""
     short = {}
     if n < 2:

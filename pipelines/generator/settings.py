@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from pipelines.data.structures import STRUCTURES
 from pipelines.graph.fields import execution, fraction, positive, require
-from pipelines.learning.settings import Fitting
+from pipelines.learning.settings import SmallTrainingSettings
 
 
 def not_negative(section: str, settings: Any, *names: str) -> None:
@@ -18,7 +18,7 @@ def not_negative(section: str, settings: Any, *names: str) -> None:
 
 
 @dataclass
-class Autoencoder(Fitting):
+class AutoencoderSettings(SmallTrainingSettings):
     """diffusers AutoencoderKL: named on the Hub, or trained on the train split; or none, for diffusion of pixels."""
 
     space: Literal["latent", "pixel"] = "latent"
@@ -37,19 +37,19 @@ class Autoencoder(Fitting):
     """Of the perceptual loss."""
     adversarial_weight: float = 0.0
     """Of the loss by MONAI's patch discriminator; 0: no discriminator."""
-    adversarial_after: float = 0.3
+    adversarial_start: float = 0.3
     """Share of the training before the discriminator takes part."""
 
     def check(self) -> None:
-        self.check_fitting("autoencoder")
+        self.check_training("autoencoder")
         not_negative("autoencoder", self, "adversarial_weight")
-        fraction("autoencoder", self, "adversarial_after")
+        fraction("autoencoder", self, "adversarial_start")
         for width in self.channels:
             require(width > 0 and width % 8 == 0, "autoencoder.channels", self.channels, "each must be a multiple of 8")
 
 
 @dataclass
-class Encoder(Fitting):
+class EncoderSettings(SmallTrainingSettings):
     """The self-supervised image encoder whose global embedding conditions the generator."""
 
     pretrained: str | None = None
@@ -68,14 +68,14 @@ class Encoder(Fitting):
     """Of the KoLeo term, which spreads embeddings."""
 
     def check(self) -> None:
-        self.check_fitting("encoder")
+        self.check_training("encoder")
         positive("encoder", self, "prototypes")
         not_negative("encoder", self, "local_crops")
         fraction("encoder", self, "teacher_momentum")
 
 
 @dataclass
-class Latents:
+class LatentsSettings:
     """What is kept of every encoded image."""
 
     batch: int = 64
@@ -99,7 +99,7 @@ CONDITIONS = ("embedding", "patches", "labels", "mask")
 
 
 @dataclass
-class Condition:
+class ConditionSettings:
     """What the generator is given beside noise. A dropped condition is replaced by a learned null."""
 
     embedding_tokens: int = 4
@@ -135,7 +135,7 @@ class Condition:
         fraction("condition", self, "hide_findings", "drop_all", *(f"drop_{name}" for name in CONDITIONS))
 
     def check_with(self, settings: Any) -> None:
-        latents: Latents = settings.latents
+        latents: LatentsSettings = settings.latents
         require(latents.patch_grid > 0 or not self.patches, "condition.patches", True,
                 "needs latents.patch_grid above 0")
         require(len(latents.masks) > 0 or not self.mask, "condition.mask", True,
@@ -143,7 +143,7 @@ class Condition:
 
 
 @dataclass
-class Denoiser:
+class DenoiserSettings:
     """diffusers' UNet2DConditionModel or PixArtTransformer2DModel, with the condition in cross-attention."""
 
     architecture: Literal["unet", "dit"] = "unet"
@@ -187,7 +187,7 @@ NOISE_LEVELS: dict[str, dict[str, tuple[float, float]]] = {
 
 
 @dataclass
-class Objective:
+class ObjectiveSettings:
     """Noise process, prediction target, loss and noise levels."""
 
     process: Literal["diffusion", "edm", "flow"] = "diffusion"
@@ -230,7 +230,7 @@ class Objective:
 
 
 @dataclass
-class Trainer:
+class TrainerSettings:
     """Ray Train and DeepSpeed. All progress is counted in images."""
 
     images: int = MISSING
@@ -257,17 +257,17 @@ class Trainer:
     """Half-lives of averages of the weights; the best by validation is exported."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Of matrix products; fp32 where the hardware does not multiply the others."""
-    best: Literal["val_loss", "val_frechet"] | None = None
+    select_by: Literal["val_loss", "val_frechet"] | None = None
     """Export the checkpoint that is least by this; null: the last."""
-    max_skipped: int = execution(10)
+    max_skipped_batches: int = execution(10)
     """Non-finite batches to skip before the run stops."""
     reader: Literal["cached", "stream"] = "cached"
     """cached: latents in each node's memory; stream: images are encoded as they come, at any size of set."""
-    window: int = 32
+    shuffle_shards: int = 32
     """Shards of images that are shuffled together where they are streamed."""
     augment: bool = False
     """Shift, scale and expose images a little differently in every epoch, where they are streamed."""
-    encoders: int | None = execution(None)
+    encoder_actors: int | None = execution(None)
     """Ray actors that encode streamed images; null: one per GPU that does not train, else one per 4 CPUs."""
     workers: int = execution(1)
     """Ray Train workers, one per GPU."""
@@ -299,15 +299,15 @@ class Trainer:
     """Steps to trace with torch.profiler into profile/."""
     max_failures: int = execution(3)
     """Failures of workers before the run stops; preemptions are not counted."""
-    boards: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = field(
+    loggers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = field(
         default_factory=lambda: ["tensorboard"], metadata={"execution": True})
     """Where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
 
     def check(self) -> None:
         positive("trainer", self, "images", "batch", "lr", "workers", "min_workers", "checkpoint_every",
-                 "keep_checkpoints", "milestone_every", "log_every", "grad_clip", "decay_after_images", "window",
-                 "encoders")
-        not_negative("trainer", self, "warmup_images", "max_failures", "max_skipped", "profile_steps")
+                 "keep_checkpoints", "milestone_every", "log_every", "grad_clip", "decay_after_images",
+                 "shuffle_shards", "encoder_actors")
+        not_negative("trainer", self, "warmup_images", "max_failures", "max_skipped_batches", "profile_steps")
         fraction("trainer", self, "final_lr_fraction", "beta2")
         require(len(self.ema_halflife_images) > 0 and min(self.ema_halflife_images) > 0
                 and len(set(self.ema_halflife_images)) == len(self.ema_halflife_images), "trainer.ema_halflife_images",
@@ -327,21 +327,22 @@ class Trainer:
                     f"leaves a batch of {size} images, fewer than trainer.workers={self.workers}")
 
     def check_with(self, settings: Any) -> None:
-        validate: Validate = settings.validate
-        require(self.best != "val_frechet" or validate.frechet_images > 0, "trainer.best", "val_frechet",
+        validate: ValidateSettings = settings.validate
+        require(self.select_by != "val_frechet" or validate.frechet_images > 0, "trainer.select_by", "val_frechet",
                 "needs validate.frechet_images above 0")
-        require(self.best is None or validate.images > 0, "trainer.best", self.best, "needs validate.images above 0")
+        require(self.select_by is None or validate.images > 0, "trainer.select_by", self.select_by,
+                "needs validate.images above 0")
 
 
 @dataclass
-class Validate:
+class ValidateSettings:
     """What is measured of a checkpoint beside the training, on patients of the val split."""
 
     every: int | None = execution(None)
     """Images between validations; null: every checkpoint. The last one is always validated."""
     images: int = execution(512)
     """Of the val split, at most, for the loss at fixed noise; 0: no validation."""
-    shown: int = execution(8)
+    sample_images: int = execution(8)
     """Images sampled for the picture."""
     frechet_images: int = execution(0)
     """Images sampled for the Fréchet distance; 0: none."""
@@ -356,6 +357,6 @@ class Validate:
 
     def check(self) -> None:
         positive("validate", self, "every", "frechet_every", "batch", "steps")
-        not_negative("validate", self, "images", "shown", "frechet_images", "guidance")
+        not_negative("validate", self, "images", "sample_images", "frechet_images", "guidance")
         require(self.frechet_images == 0 or self.frechet_images >= 2, "validate.frechet_images", self.frechet_images,
                 "must be at least 2, or 0")

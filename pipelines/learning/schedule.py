@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipelines.generator.settings import Trainer
+from pipelines.generator.settings import TrainerSettings
 
 
 def warmup_cosine(progress: float, warmup: float, final: float) -> float:
@@ -14,7 +14,7 @@ def warmup_cosine(progress: float, warmup: float, final: float) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-9))) / 2
 
 
-def learning_rate(settings: Trainer, seen: int) -> float:
+def learning_rate(settings: TrainerSettings, seen: int) -> float:
     """Of the step that begins at `seen` images: linear warm-up, then the schedule of the settings.
 
     inverse_sqrt is EDM2's: constant up to `decay_after_images`, then falling with the root of the images seen.

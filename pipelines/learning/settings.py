@@ -8,7 +8,7 @@ from pipelines.graph.fields import execution, positive
 
 
 @dataclass
-class Fitting:
+class SmallTrainingSettings:
     """How one small network is trained in one process; shared by the autoencoder, the encoder and the classifier."""
 
     images: int = 100_000
@@ -26,9 +26,9 @@ class Fitting:
     checkpoint_seconds: float = execution(60.0)
     """Between checkpoints."""
 
-    def check_fitting(self, section: str) -> None:
+    def check_training(self, section: str) -> None:
         positive(section, self, "images", "max_epochs", "batch", "lr", "checkpoint_seconds")
 
-    def total(self, n: int) -> int:
+    def training_images(self, n: int) -> int:
         """Training images seen when there are `n` to see."""
         return min(self.images, self.max_epochs * n)

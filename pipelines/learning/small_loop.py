@@ -16,17 +16,18 @@ from pipelines.learning.order import step_seed
 from pipelines.learning.precision import autocast
 from pipelines.learning.readers import Batch, Reader
 from pipelines.learning.schedule import warmup_cosine
-from pipelines.learning.settings import Fitting
+from pipelines.learning.settings import SmallTrainingSettings
 from pipelines.monitor.journal import Journal
 
 Loss = Callable[[Batch, float], dict[str, Tensor]]
-CHECKPOINT = "fit.pt"
+CHECKPOINT = "checkpoint.pt"
 WARMUP_FRACTION = 0.05
 LOG_SECONDS = 5.0
 
 
-def fit(module: nn.Module, loss: Loss, settings: Fitting, reader: Reader, seed: int, folder: Folder) -> None:
-    """Train `module` for `settings.total(reader.n)` images, resuming from the folder's checkpoint where there is one.
+def train_small_network(module: nn.Module, loss: Loss, settings: SmallTrainingSettings, reader: Reader, seed: int,
+                        folder: Folder) -> None:
+    """Train `module` for `settings.training_images(reader.n)` images, resuming from the folder's checkpoint if any.
 
     Args:
         module: All that is trained or kept in step with it; parameters that need no gradient are saved, not optimised.
@@ -40,7 +41,7 @@ def fit(module: nn.Module, loss: Loss, settings: Fitting, reader: Reader, seed: 
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, settings.lr, (0.9, settings.beta2), weight_decay=settings.weight_decay,
                                   fused=True)
-    cursor, total = 0, settings.total(reader.n)
+    cursor, total = 0, settings.training_images(reader.n)
     if folder.exists(CHECKPOINT):
         state = torch.load(io.BytesIO(folder.read(CHECKPOINT)), weights_only=True, map_location=device())
         module.load_state_dict(state["module"])

@@ -13,7 +13,7 @@ from cluster.storage import Folder
 from pipelines.monitor.journal import JOURNAL, read_journal
 
 if TYPE_CHECKING:
-    from pipelines.monitor.boards import Board
+    from pipelines.monitor.loggers import MetricLogger
 
 LINE_SECONDS = 10.0  # between plain lines where there is no terminal
 SHOWN = ("loss", "images_per_second", "mfu")
@@ -69,16 +69,16 @@ def bar(label: str, total: int, unit: str = "images") -> Iterator[Bar]:
 
 @contextlib.contextmanager
 def follow(folder: Folder, label: str, total: int, files: Sequence[str] = (JOURNAL,),
-           boards: Sequence[str] = ("tensorboard",), since: int = 0) -> Iterator[None]:
+           loggers: Sequence[str] = ("tensorboard",), since: int = 0) -> Iterator[None]:
     """Show, and pass on to the boards, what processes elsewhere in the cluster log to the folder's journals.
 
     Entries of up to `since` images were shown before.
     """
-    from pipelines.monitor.boards import open_boards
+    from pipelines.monitor.loggers import open_loggers
 
-    opened = open_boards(boards, folder)
+    writers = open_loggers(loggers, folder)
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(folder, label, total, dict.fromkeys(files, since), opened, stop),
+    thread = threading.Thread(target=_follow, args=(folder, label, total, dict.fromkeys(files, since), writers, stop),
                               daemon=True)
     thread.start()
     try:
@@ -86,11 +86,11 @@ def follow(folder: Folder, label: str, total: int, files: Sequence[str] = (JOURN
     finally:
         stop.set()
         thread.join()
-        for board in opened:
-            board.close()
+        for logger in writers:
+            logger.close()
 
 
-def _follow(folder: Folder, label: str, total: int, seen: dict[str, int], boards: list[Board],
+def _follow(folder: Folder, label: str, total: int, seen: dict[str, int], loggers: list[MetricLogger],
             stop: threading.Event) -> None:
     said: set[str] = set()
 
@@ -114,8 +114,8 @@ def _follow(folder: Folder, label: str, total: int, seen: dict[str, int], boards
                         values = {k: v for k, v in entry.items() if k != "time"}
                         if file == JOURNAL:
                             shown.to(images, **{k: v for k, v in values.items() if k in SHOWN})
-                        for board in boards:
-                            board.log(images, values)
+                        for logger in loggers:
+                            logger.log(images, values)
             except Exception as error:  # a store or a board that is not there for now does not end the training
                 say_once(f"its progress cannot be shown ({error})")
             if last:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Publish:
+class PublishSettings:
     """Where generator and corpus go, and under what terms."""
 
     target: str = "local"

@@ -12,7 +12,7 @@ from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import say
 from pipelines.publish.card import corpus_card, generator_card
 from pipelines.publish.gate import failed_gates
-from pipelines.publish.settings import Publish
+from pipelines.publish.settings import PublishSettings
 
 DESCRIBED = ("ingest", "autoencoder", "encoder", "train", "sample", "evaluate", "finetune")  # on the cards
 
@@ -23,7 +23,7 @@ def publish(stage: Stage) -> Metrics:
     Raises:
         UserError: a push to the Hub is asked for and a gate fails that `publish.allow` does not name.
     """
-    settings = stage.section(Publish)
+    settings = stage.section(PublishSettings)
     figures = {role: stage.metrics_of(role) for role in DESCRIBED}
     failed = failed_gates(figures)
     for gate, why in failed.items():

@@ -25,8 +25,8 @@ from cluster.storage import Folder
 from pipelines.graph.stage import Metrics
 from pipelines.learning.precision import to_device
 from pipelines.learning.readers import Batch, Reader
-from pipelines.learning.settings import Fitting
-from pipelines.learning.small_loop import fit
+from pipelines.learning.settings import SmallTrainingSettings
+from pipelines.learning.small_loop import train_small_network
 from tuning.finetune.examples import Examples
 
 HEAD_WIDTH = 128
@@ -64,7 +64,7 @@ def to_tensor(inputs: np.ndarray) -> Tensor:
     return to_device(inputs, device()) if inputs.dtype == np.uint8 else torch.from_numpy(inputs).to(device())
 
 
-def train(model: nn.Module, reader: Reader, settings: Fitting, seed: int, folder: Folder) -> None:
+def train(model: nn.Module, reader: Reader, settings: SmallTrainingSettings, seed: int, folder: Folder) -> None:
     """Minimise the binary cross-entropy over `settings.images` examples, repeats counted; ends in evaluation mode.
 
     Args:
@@ -83,7 +83,7 @@ def train(model: nn.Module, reader: Reader, settings: Fitting, seed: int, folder
         return {"loss": F.binary_cross_entropy_with_logits(logits, targets)}
 
     model.train()
-    fit(model, loss, settings, reader, seed, folder)
+    train_small_network(model, loss, settings, reader, seed, folder)
     model.eval()
 
 

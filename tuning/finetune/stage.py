@@ -33,7 +33,7 @@ from tuning.finetune.examples import (
     label_tables,
     target_states,
 )
-from tuning.settings import Finetune
+from tuning.settings import FinetuneSettings
 
 ARMS = {"real": ("real",), "synthetic": ("synthetic",), "mixed": ("real", "synthetic")}
 NAMES = {"real": "the train split", "synthetic": "the synthetic corpus", "test": "the test split"}
@@ -44,7 +44,7 @@ RESULT = "arm.json"
 
 def finetune(stage: Stage) -> Metrics:
     """Returns AUC, F1 and accuracy of each arm, the counts behind them, and why an arm is `skipped` where one is."""
-    settings, images = stage.section(Finetune), stage.input("ingest") / "images"
+    settings, images = stage.section(FinetuneSettings), stage.input("ingest") / "images"
     parts: dict[str, Part] = {"real": (images, "train"), "synthetic": (stage.input("sample") / "corpus", None),
                               "val": (images, "val"), "test": (images, "test")}
     metrics: Metrics = {"backbone": settings.backbone} | compute(stage.resources, survey, parts, settings.target)
@@ -54,7 +54,7 @@ def finetune(stage: Stage) -> Metrics:
     obstacles = {arm: [why for name in (*sources, "test") if (why := one_class(name, counts[name], target))]
                  for arm, sources in ARMS.items()}
     fewest = min(counts[name]["positive"] + counts[name]["negative"] for name in ("real", "synthetic"))
-    settings = replace(settings, images=settings.total(fewest))
+    settings = replace(settings, images=settings.training_images(fewest))
     encoder = stage.input("encoder") if settings.backbone == "encoder" else None
     for arm, sources in ARMS.items():
         if obstacles[arm]:
@@ -124,7 +124,7 @@ def one_class(name: str, counts: dict[str, int], target: str) -> str | None:
     return None
 
 
-def train_arm(folder: Folder, sources: list[Part], val: Part, test: Part, target: str, settings: Finetune,
+def train_arm(folder: Folder, sources: list[Part], val: Part, test: Part, target: str, settings: FinetuneSettings,
           encoder: Folder | None, seed: int) -> Metrics:
     """Train and judge one arm; its result is committed last, so that a resumed stage knows the arm is done."""
     torch.manual_seed(seed)
@@ -141,7 +141,7 @@ def train_arm(folder: Folder, sources: list[Part], val: Part, test: Part, target
     return metrics
 
 
-def learner(sources: list[Part], target: str, settings: Finetune, encoder: Folder | None,
+def learner(sources: list[Part], target: str, settings: FinetuneSettings, encoder: Folder | None,
             seed: int) -> tuple[Reader, nn.Module]:
     """What to learn from, images or their embeddings, and the network for it."""
     if encoder is None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from pipelines.generator.autoencoder.model import in_range
-from pipelines.generator.settings import Autoencoder
+from pipelines.generator.settings import AutoencoderSettings
 
 DISCRIMINATOR = {"num_layers_d": 3, "channels": 32}
 
@@ -22,7 +22,7 @@ class Reconstruction(nn.Module):
     Raises UserError when the weights of the perceptual network cannot be downloaded.
     """
 
-    def __init__(self, model: AutoencoderKL, settings: Autoencoder) -> None:
+    def __init__(self, model: AutoencoderKL, settings: AutoencoderSettings) -> None:
         super().__init__()
         self.model, self.settings = model, settings
         self.perceptual = _perceptual(settings.perceptual) if settings.perceptual else None
@@ -41,7 +41,7 @@ class Reconstruction(nn.Module):
         if self.perceptual is not None:
             parts["perceptual"] = self.perceptual(found, target).float()
             loss = loss + settings.perceptual_weight * parts["perceptual"]
-        if self.discriminator is not None and progress >= settings.adversarial_after:
+        if self.discriminator is not None and progress >= settings.adversarial_start:
             parts["generator_loss"], parts["discriminator_loss"] = self._adversarial(found, target)
             loss = loss + settings.adversarial_weight * parts["generator_loss"] \
                 + parts["discriminator_loss"]

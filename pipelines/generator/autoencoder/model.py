@@ -10,13 +10,13 @@ from torch import Tensor
 from cluster.errors import UserError
 from cluster.session import device
 from cluster.storage import Folder
-from pipelines.generator.settings import Autoencoder
+from pipelines.generator.settings import AutoencoderSettings
 from pipelines.generator.standalone.pixel_vae import Pixels
 from pipelines.learning.precision import autocast, to_device
 from pipelines.learning.weights import load_model
 
 
-def build(settings: Autoencoder, size: int) -> AutoencoderKL:
+def build(settings: AutoencoderSettings, size: int) -> AutoencoderKL:
     """A one-channel AutoencoderKL that halves the side at every level but the last."""
     levels = len(settings.channels)
     return AutoencoderKL(
@@ -73,7 +73,7 @@ def load_autoencoder(folder: Folder) -> ModelMixin:
     return load_model(folder, Pixels if config.get("_class_name") == Pixels.__name__ else AutoencoderKL)
 
 
-def make_model(settings: Autoencoder, size: int) -> ModelMixin:
+def make_model(settings: AutoencoderSettings, size: int) -> ModelMixin:
     if settings.space == "pixel":
         return Pixels(sample_size=size)
     if not settings.pretrained:

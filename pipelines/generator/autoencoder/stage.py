@@ -17,11 +17,11 @@ from cluster.tasks import compute
 from pipelines.data.split import check_filled
 from pipelines.generator.autoencoder.losses import Reconstruction
 from pipelines.generator.autoencoder.model import in_range, make_model, pictures, reconstruct, set_statistics
-from pipelines.generator.settings import Autoencoder
+from pipelines.generator.settings import AutoencoderSettings
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.learning.precision import autocast
 from pipelines.learning.readers import ImageReader
-from pipelines.learning.small_loop import CHECKPOINT, fit
+from pipelines.learning.small_loop import CHECKPOINT, train_small_network
 from pipelines.learning.weights import save_model
 from pipelines.metrics.diversity import KERNEL, scale_weights
 from pipelines.monitor.progress import follow
@@ -34,23 +34,24 @@ SHOWN = 8
 
 def autoencoder(stage: Stage) -> Metrics:
     """Returns PSNR (dB), MS-SSIM and the mean KL (nats an image) over a sample of the test split, and the size."""
-    settings = stage.section(Autoencoder)
+    settings = stage.section(AutoencoderSettings)
     work = (stage.folder, stage.input("ingest") / "images", settings, stage.metrics_of("ingest")["size"], stage.seed)
     splits = stage.metrics_of("ingest")["splits"]
     check_filled(splits)
-    with follow(stage.folder, "autoencoder", settings.total(splits["train"])):
+    with follow(stage.folder, "autoencoder", settings.training_images(splits["train"])):
         return compute(stage.resources, train_autoencoder, *work)
 
 
-def train_autoencoder(folder: Folder, table: Folder, settings: Autoencoder, size: int, seed: int) -> Metrics:
+def train_autoencoder(folder: Folder, table: Folder, settings: AutoencoderSettings, size: int, seed: int) -> Metrics:
     torch.manual_seed(seed)
     model = make_model(settings, size).to(device())
     trained = settings.space == "latent" and settings.pretrained is None
     seen = 0
     if trained:
         reader, learner = ImageReader([(table, "train")], seed), Reconstruction(model, settings).to(device())
-        seen = settings.total(reader.n)
-        fit(learner, lambda batch, progress: learner.loss(batch.inputs, progress), settings, reader, seed, folder)
+        seen = settings.training_images(reader.n)
+        train_small_network(learner, lambda batch, progress: learner.loss(batch.inputs, progress),
+                            settings, reader, seed, folder)
     model.eval()
     train, test, shown = (pixels(draw_rows(table, n, seed, ["image"], split))
                           for n, split in ((DRAWN, "train"), (DRAWN, "test"), (SHOWN, "test")))

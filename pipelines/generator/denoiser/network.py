@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from pipelines.data.structures import pixel_values
-from pipelines.generator.settings import Condition
-from pipelines.generator.settings import Denoiser as DenoiserSettings
+from pipelines.generator.settings import ConditionSettings, DenoiserSettings
 from pipelines.generator.standalone.conditioner import Conditioner
 
 Latent = tuple[int, int, int]  # channels, height, width
@@ -35,7 +34,7 @@ class Denoiser(nn.Module):
                             encoder_hidden_states=tokens.to(noisy.dtype)).sample
 
 
-def build(settings: DenoiserSettings, condition: Condition, latent: Latent, shapes: dict[str, tuple[int, ...]],
+def build(settings: DenoiserSettings, condition: ConditionSettings, latent: Latent, shapes: dict[str, tuple[int, ...]],
           labels: list[str], structures: Sequence[str] = ()) -> Denoiser:
     """A denoiser with fresh weights.
 

@@ -20,8 +20,7 @@ from diffusers import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.generator.settings import CONDITIONS, NOISE_LEVELS, Condition
-from pipelines.generator.settings import Objective as ObjectiveSettings
+from pipelines.generator.settings import CONDITIONS, NOISE_LEVELS, ConditionSettings, ObjectiveSettings
 from pipelines.learning.order import step_seed
 
 SIGMA_DATA = 1.0  # latents are scaled to it
@@ -66,7 +65,7 @@ class Objective:
         layout: memory format of what the network is given.
     """
 
-    def __init__(self, settings: ObjectiveSettings, condition: Condition, device: str,
+    def __init__(self, settings: ObjectiveSettings, condition: ConditionSettings, device: str,
                  layout: torch.memory_format = torch.contiguous_format) -> None:
         self.settings, self.condition, self.device, self.layout = settings, condition, device, layout
         self.process = process(settings, device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.generator.encoder.vit import whole_patches
-from pipelines.generator.settings import Encoder as EncoderSettings
+from pipelines.generator.settings import EncoderSettings
 from pipelines.generator.standalone.image_encoder import Encoder
 
 STUDENT_TEMPERATURE = 0.1

@@ -20,12 +20,12 @@ from pipelines.data.labels import ABSENT, PRESENT, STATES, known_labels, label_s
 from pipelines.data.split import check_filled
 from pipelines.generator.encoder.dino import Dino
 from pipelines.generator.encoder.vit import embed, from_timm, whole_patches
-from pipelines.generator.settings import Encoder as EncoderSettings
+from pipelines.generator.settings import EncoderSettings
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.learning.precision import to_device
 from pipelines.learning.readers import ImageReader
-from pipelines.learning.small_loop import CHECKPOINT, fit
+from pipelines.learning.small_loop import CHECKPOINT, train_small_network
 from pipelines.learning.weights import save_model
 from pipelines.metrics.embeddings import effective_rank, knn_auc
 from pipelines.monitor.progress import follow
@@ -42,7 +42,7 @@ def encoder(stage: Stage) -> Metrics:
     work = (stage.folder, stage.input("ingest") / "images", settings, stage.metrics_of("ingest")["size"], stage.seed)
     splits = stage.metrics_of("ingest")["splits"]
     check_filled(splits)
-    with follow(stage.folder, "encoder", settings.total(splits["train"])):
+    with follow(stage.folder, "encoder", settings.training_images(splits["train"])):
         return compute(stage.resources, train_encoder, *work)
 
 
@@ -55,9 +55,9 @@ def train_encoder(folder: Folder, table: Folder, settings: EncoderSettings, size
         side = whole_patches(size, timm.create_model(settings.architecture, **settings.options))
         model = Encoder(settings.architecture, side, mean=mean, std=std, options=settings.options)
         dino, reader = Dino(model, settings).to(device()), ImageReader([(table, "train")], seed)
-        weights = f"DINO on {settings.total(reader.n)} images of the train split"
-        fit(dino, lambda batch, progress: dino.loss(to_device(batch.inputs, device()), progress), settings, reader,
-            seed, folder)
+        weights = f"DINO on {settings.training_images(reader.n)} images of the train split"
+        train_small_network(dino, lambda batch, progress: dino.loss(to_device(batch.inputs, device()), progress),
+                            settings, reader, seed, folder)
         model = dino.teacher.encoder
     metrics = probe(model.eval(), table, settings.batch, seed)
     save_model(folder, model)

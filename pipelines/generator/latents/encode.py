@@ -18,7 +18,7 @@ from cluster.storage import Folder
 from pipelines.data.labels import STATES
 from pipelines.data.structures import is_outlined, pixel_values
 from pipelines.generator.latents.spec import write_latents, write_spec
-from pipelines.generator.settings import Latents
+from pipelines.generator.settings import LatentsSettings
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import bar
 from pipelines.tables.images import picture, pixels
@@ -39,7 +39,7 @@ def latents(stage: Stage) -> Metrics:
 
     Raises UserError when the folder holds a part of the latents of other weights.
     """
-    images, out, settings = stage.input("ingest") / "images", stage.folder, stage.section(Latents)
+    images, out, settings = stage.input("ingest") / "images", stage.folder, stage.section(LatentsSettings)
     key = claim(stage)
     done = {number(name) for name in out.names(".parquet") if name.startswith("train-")}
     blocks = shard_numbers([index for name in images.names(".parquet") if (index := number(name)) not in done])
@@ -79,7 +79,7 @@ def claim(stage: Stage) -> str:
 
 def keeps_logvar(stage: Stage) -> bool:
     """Whether the width of the posteriors is kept: as the settings say, else where it is not narrow."""
-    chosen = stage.section(Latents).logvar
+    chosen = stage.section(LatentsSettings).logvar
     return stage.metrics_of("autoencoder")["posterior_share"] > NARROW if chosen is None else chosen
 
 
@@ -126,7 +126,7 @@ class ReadImages:
 class Encode:
     """What an encoding actor needs to start: where the networks are, and what to keep of them."""
 
-    def __init__(self, autoencoder: Folder, encoder: Folder, settings: Latents, logvar: bool) -> None:
+    def __init__(self, autoencoder: Folder, encoder: Folder, settings: LatentsSettings, logvar: bool) -> None:
         self.autoencoder, self.encoder, self.settings, self.logvar = autoencoder, encoder, settings, logvar
 
 

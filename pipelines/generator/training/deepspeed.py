@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.session import device
-from pipelines.generator.settings import Trainer
+from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training.ema import Ema, squared_norm
 from pipelines.generator.training.sharded_state import ShardedState, Tensors
 from pipelines.learning.precision import bf16_is_fast
@@ -26,7 +26,7 @@ BUCKET = 50_000_000  # gradients reduced at a time, at most: 100 MB in bf16
 class Engine:
     """A module under training on this worker.  All methods are collectives: every worker calls them."""
 
-    def __init__(self, module: nn.Module, settings: Trainer, world: int) -> None:
+    def __init__(self, module: nn.Module, settings: TrainerSettings, world: int) -> None:
         deepspeed = _import_deepspeed()
         self.settings, self.world = settings, world
         self.bf16 = settings.precision == "bf16" and bf16_is_fast()

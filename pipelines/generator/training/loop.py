@@ -106,10 +106,10 @@ def learn(job: Job, spec: LatentSpec, reader: Reader, rank: int, world: int, sta
             if save_now or batch.crosses(trainer.log_every):
                 count = skipped.settle()
                 meter.write(batch.stop, reader.waited, engine.norms(), lr=lr, skipped=count)
-                if count > trainer.max_skipped:
+                if count > trainer.max_skipped_batches:
                     return (f"loss or gradient were no finite numbers in {count} batches, the last of them before "
                             f"{batch.stop:,} images; their image_ids are in {job.folder.uri}/{FILE}. Lower trainer.lr, "
-                            "or take the images out; trainer.max_skipped says how many may be")
+                            "or take the images out; trainer.max_skipped_batches says how many may be")
                 leave = leaving()
                 save_now |= leave and not left
                 left = leave

@@ -19,7 +19,7 @@ from pipelines.generator.latents.encode import Encode
 from pipelines.generator.latents.feed import Feed, StreamPlan
 from pipelines.generator.latents.spec import LatentSpec, latent_spec
 from pipelines.generator.latents.stream import StreamReader
-from pipelines.generator.settings import Latents, Trainer
+from pipelines.generator.settings import LatentsSettings, TrainerSettings
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.checkpoint import Cursor
 from pipelines.generator.training.deepspeed import Engine
@@ -62,7 +62,8 @@ def _fit(job: Job, stage: Stage) -> Folder:
             storage_path=stage.folder.path,
             storage_filesystem=None if stage.folder.is_local else stage.folder.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=trainer.keep_checkpoints,
-                                               checkpoint_score_attribute=trainer.best, checkpoint_score_order="min"),
+                                               checkpoint_score_attribute=trainer.select_by,
+                                               checkpoint_score_order="min"),
             failure_config=FailureConfig(max_failures=trainer.max_failures),
         ),
         validation_config=_validation(job, stage),
@@ -76,7 +77,7 @@ def _fit(job: Job, stage: Stage) -> Folder:
     return last
 
 
-def trainer_cpus(trainer: Trainer, resources: Resources) -> float:
+def trainer_cpus(trainer: TrainerSettings, resources: Resources) -> float:
     """CPUs of each worker where there are no GPUs; streaming leaves some to those who read and encode."""
     if trainer.reader == "cached":
         return resources.cpus_each(trainer.workers)
@@ -84,9 +85,9 @@ def trainer_cpus(trainer: Trainer, resources: Resources) -> float:
     return min(math.floor(free), resources.node_cpus) if free >= 1 else math.floor(free * 100) / 100
 
 
-def encoders(trainer: Trainer, resources: Resources) -> int:
+def encoders(trainer: TrainerSettings, resources: Resources) -> int:
     """Actors that encode streamed images: on GPUs that do not train where there are any, else on CPUs."""
-    return trainer.encoders or max(resources.gpus - trainer.workers, 0) or max(resources.cpus // 4, 1)
+    return trainer.encoder_actors or max(resources.gpus - trainer.workers, 0) or max(resources.cpus // 4, 1)
 
 
 def stream_plan(stage: Stage, spec: LatentSpec) -> StreamPlan | None:
@@ -95,25 +96,25 @@ def stream_plan(stage: Stage, spec: LatentSpec) -> StreamPlan | None:
     Raises UserError where the cluster has no room for those who encode beside those who train, or where a batch is
     larger than a window.
     """
-    trainer, resources = stage.section(Trainer), stage.resources
+    trainer, resources = stage.section(TrainerSettings), stage.resources
     if trainer.reader == "cached":
         return None
-    smallest = sorted(rows for rows in spec.rows if rows)[: trainer.window]
-    if len(smallest) == trainer.window and sum(smallest) < trainer.batch:
-        raise UserError(f"trainer.window={trainer.window} shards hold fewer images than trainer.batch={trainer.batch}; "
-                        "take more")
+    smallest = sorted(rows for rows in spec.rows if rows)[: trainer.shuffle_shards]
+    if len(smallest) == trainer.shuffle_shards and sum(smallest) < trainer.batch:
+        raise UserError(f"trainer.shuffle_shards={trainer.shuffle_shards} shards hold fewer images than "
+                        f"trainer.batch={trainer.batch}; raise trainer.shuffle_shards or lower trainer.batch")
     count = encoders(trainer, resources)
     on_gpu = 0 < count <= resources.gpus - trainer.workers
     each = 1.0 if resources.gpus else trainer_cpus(trainer, resources)
     if each < MIN_CPUS:
-        raise UserError(f"trainer.encoders={count}: they leave too little of {resources.cpus} CPUs to "
+        raise UserError(f"trainer.encoder_actors={count}: they leave too little of {resources.cpus} CPUs to "
                         f"trainer.workers={trainer.workers}")
     held = {"cpu": each * trainer.workers} | ({"gpu": float(trainer.workers)} if resources.gpus else {})
     hidden = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}} if resources.gpus and not on_gpu else {}
     needs = {"num_gpus": 1, "num_cpus": 1} if on_gpu else {"num_cpus": 0.5, **hidden}
-    encode = Encode(stage.input("autoencoder"), stage.input("encoder"), stage.section(Latents), spec.logvar)
-    return StreamPlan(stage.input("ingest") / "images", encode, spec.rows, stage.seed, trainer.window, trainer.augment,
-                      count, needs | {"fn_constructor_args": (encode, None if on_gpu else 1)}, held)
+    encode = Encode(stage.input("autoencoder"), stage.input("encoder"), stage.section(LatentsSettings), spec.logvar)
+    return StreamPlan(stage.input("ingest") / "images", encode, spec.rows, stage.seed, trainer.shuffle_shards,
+                      trainer.augment, count, needs | {"fn_constructor_args": (encode, None if on_gpu else 1)}, held)
 
 
 def _validation(job: Job, stage: Stage) -> Any:
@@ -236,7 +237,7 @@ def _save(job: Job, rank: int, engine: Engine, cursor: Cursor, since: int) -> No
     task = ValidationTaskConfig(fn_kwargs={"frechet": settings.frechet_images > 0 and due(settings.frechet_every)},
                                 timeout_s=VALIDATION_SECONDS)
     milestone = trainer.milestone_every is not None and due(trainer.milestone_every)
-    unmeasured = {trainer.best: WORST} if trainer.best else {}
+    unmeasured = {trainer.select_by: WORST} if trainer.select_by else {}
     ray.train.report({"images": cursor.images, **unmeasured}, Checkpoint(aside) if aside else None,
                      checkpoint_dir_name=checkpoint.name(cursor.images),
                      checkpoint_upload_mode=CheckpointUploadMode.ASYNC,

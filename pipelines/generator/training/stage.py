@@ -9,7 +9,7 @@ import torch
 from cluster.storage import Folder
 from pipelines.generator.export import export
 from pipelines.generator.latents.spec import latent_spec
-from pipelines.generator.settings import Trainer
+from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.loop import Job
 from pipelines.generator.training.ray_train import _fit, _name, stream_plan
@@ -39,7 +39,7 @@ def train(stage: Stage) -> Metrics:
         cursor = checkpoint.cursor_of(begun)
         since = cursor.images
         say(f"train: goes on from {since:,} of {trainer.images:,} images, after {cursor.steps:,} steps ({begun.uri})")
-    with follow(stage.folder, "train", trainer.images, JOURNALS, trainer.boards, since):
+    with follow(stage.folder, "train", trainer.images, JOURNALS, trainer.loggers, since):
         last = _fit(job, stage)
     chosen = best_checkpoint(stage.folder, trainer) or last
     images = checkpoint.images_of(_name(chosen))
@@ -49,16 +49,16 @@ def train(stage: Stage) -> Metrics:
         "parameters": parameters, "exported": f"{ema} at {images:,} images"}
 
 
-def best_checkpoint(folder: Folder, trainer: Trainer) -> Folder | None:
-    """The checkpoint with the least of what `trainer.best` names among those kept; None where it names nothing."""
+def best_checkpoint(folder: Folder, trainer: TrainerSettings) -> Folder | None:
+    """The checkpoint with the least of what `trainer.select_by` names among those kept; None where it names nothing."""
     kept = {checkpoint.images_of(name) for name in (folder / "checkpoints").names()
             if name.startswith(checkpoint.PREFIX)}
-    known = [(entry[trainer.best], entry["images"]) for entry in read_journal(folder, validate.FILE)
-             if trainer.best in entry and entry["images"] in kept]
+    known = [(entry[trainer.select_by], entry["images"]) for entry in read_journal(folder, validate.FILE)
+             if trainer.select_by in entry and entry["images"] in kept]
     return folder / "checkpoints" / checkpoint.name(min(known)[1]) if known else None
 
 
-def best_average(trainer: Trainer, measured: dict[str, float]) -> tuple[str, dict[str, float]]:
+def best_average(trainer: TrainerSettings, measured: dict[str, float]) -> tuple[str, dict[str, float]]:
     """Which average of the weights to export, and what is known of it.
 
     It is the one with the least validation loss; the first where none was measured, or where the Fréchet distance
@@ -66,7 +66,7 @@ def best_average(trainer: Trainer, measured: dict[str, float]) -> tuple[str, dic
     """
     losses = {average: measured.get(name) for average, name in validate.loss_names(trainer).items()}
     first = next(iter(losses))
-    best = first if trainer.best == "val_frechet" else min(losses, key=lambda average: losses[average] or 0.0)
+    best = first if trainer.select_by == "val_frechet" else min(losses, key=lambda average: losses[average] or 0.0)
     known = {"val_loss": losses[best], "val_frechet": measured.get("val_frechet") if best == first else None}
     return best, {name: value for name, value in known.items() if value is not None}
 

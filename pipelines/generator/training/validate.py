@@ -22,7 +22,7 @@ from pipelines.generator.denoiser.objective import Draw, Objective
 from pipelines.generator.export import in_memory
 from pipelines.generator.latents.dataset import Encoded, held_out
 from pipelines.generator.latents.spec import latent_spec
-from pipelines.generator.settings import CONDITIONS, Trainer
+from pipelines.generator.settings import CONDITIONS, TrainerSettings
 from pipelines.generator.standalone.pipeline import RayographPipeline
 from pipelines.generator.training import checkpoint
 from pipelines.generator.training.ema import average_name
@@ -44,7 +44,8 @@ def validate(job: Job, autoencoder: Folder, encoder: Folder, folder: Folder, fre
     """
     settings = job.settings
     spec = latent_spec(job.latents)
-    most = max(settings.validate.images, settings.validate.shown, settings.validate.frechet_images if frechet else 0)
+    most = max(settings.validate.images, settings.validate.sample_images,
+               settings.validate.frechet_images if frechet else 0)
     val = held_out(job.latents, spec, most, settings.seed)
     denoiser = job.denoiser(spec).to(device()).eval()
     images = checkpoint.cursor_of(folder).images
@@ -58,7 +59,7 @@ def validate(job: Job, autoencoder: Folder, encoder: Folder, folder: Folder, fre
     found |= {f"val_loss_noise_{b + 1}": losses[bins == b].mean().item() for b in range(BINS) if (bins == b).any()}
     generator = in_memory(settings, denoiser, autoencoder, encoder)
     generator.set_progress_bar_config(disable=True)
-    if settings.validate.shown:
+    if settings.validate.sample_images:
         show(job, generator, val, images)
     if frechet:
         found["val_frechet"] = frechet_to(generator, val, settings)
@@ -67,7 +68,7 @@ def validate(job: Job, autoencoder: Folder, encoder: Folder, folder: Folder, fre
     return told
 
 
-def loss_names(trainer: Trainer) -> dict[str, str]:
+def loss_names(trainer: TrainerSettings) -> dict[str, str]:
     """What the validation loss of each average of the weights is called: `val_loss` of the first."""
     first, *others = map(average_name, trainer.ema_halflife_images)
     return {first: "val_loss", **{name: f"val_loss_{name}" for name in others}}
@@ -107,7 +108,7 @@ def show(job: Job, generator: RayographPipeline, val: Encoded, images: int) -> N
     """samples/images-N.png: held-out images as their latents show them, each above a sample conditioned on it."""
     from torchvision.utils import save_image
 
-    shown = min(job.settings.validate.shown, len(val))
+    shown = min(job.settings.validate.sample_images, len(val))
     rows = np.linspace(0, len(val) - 1, shown).astype(np.int64)  # sources lie one after another
     mean, _, _ = val.rows(rows, device())
     with torch.no_grad():

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from pipelines.generator.denoiser.network import build
 from pipelines.generator.denoiser.objective import process
 from pipelines.generator.export import assemble, load_pipeline, save_pipeline, verify
-from pipelines.generator.settings import Condition, Denoiser, Objective
+from pipelines.generator.settings import ConditionSettings, DenoiserSettings, ObjectiveSettings
 from pipelines.generator.standalone.conditioner import Conditioner
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.generator.standalone.pixel_vae import Pixels
@@ -64,15 +64,15 @@ def modules() -> dict:
     return {"vae": vae.eval(), "encoder": encoder.eval()}
 
 
-UNET = Denoiser(channels=[16, 32], attention=[True, False], norm_groups=8, head_dim=8, cross_attention_dim=24)
-DIT = Denoiser(architecture="dit", width=32, layers=2, head_dim=8, cross_attention_dim=24)
+UNET = DenoiserSettings(channels=[16, 32], attention=[True, False], norm_groups=8, head_dim=8, cross_attention_dim=24)
+DIT = DenoiserSettings(architecture="dit", width=32, layers=2, head_dim=8, cross_attention_dim=24)
 SHAPES = {"embedding": (16,), "patches": (4, 16), "mask": (3, 8, 8)}
 STRUCTURES = ["heart", "lungs", "polyp"]
 
 
-def generator(modules: dict, network: Denoiser = UNET, condition: Condition | None = None):
+def generator(modules: dict, network: DenoiserSettings = UNET, condition: ConditionSettings | None = None):
     torch.manual_seed(0)
-    denoiser = build(network, condition or Condition(), (4, 8, 8), SHAPES, LABELS, STRUCTURES).eval()
+    denoiser = build(network, condition or ConditionSettings(), (4, 8, 8), SHAPES, LABELS, STRUCTURES).eval()
     for parameter in denoiser.parameters():  # what starts at zero would hide what it is multiplied with
         torch.nn.init.normal_(parameter, std=0.1)
     return assemble(**modules, denoiser=denoiser, num_inference_steps=3, guidance_scale=1.5,
@@ -253,8 +253,8 @@ def test_without_any_condition_there_is_a_constant_token() -> None:
 
 @pytest.mark.parametrize("network", [UNET, DIT], ids=["unet", "dit"])
 @pytest.mark.parametrize("condition", [
-    Condition(), Condition(embedding_tokens=0, labels=False),
-    Condition(embedding_tokens=1, patches=True, labels=False, mask=True),
+    ConditionSettings(), ConditionSettings(embedding_tokens=0, labels=False),
+    ConditionSettings(embedding_tokens=1, patches=True, labels=False, mask=True),
 ], ids=["usual", "none", "patches-mask"])
 def test_every_kind_of_generator_is_exported_and_samples(modules, tmp_path, network, condition) -> None:
     made_of = generator(modules, network, condition)
@@ -281,7 +281,7 @@ def test_every_kind_of_generator_is_exported_and_samples(modules, tmp_path, netw
 
 
 def test_pixels_stand_in_for_an_autoencoder(modules, tmp_path) -> None:
-    denoiser = build(DIT, Condition(), (1, 32, 32), SHAPES, LABELS)
+    denoiser = build(DIT, ConditionSettings(), (1, 32, 32), SHAPES, LABELS)
     made_of = assemble(vae=Pixels(32, [0.1], [0.5]), encoder=modules["encoder"], denoiser=denoiser,
                        scheduler=schedulers.DPMSolverMultistepScheduler(), num_inference_steps=2, guidance_scale=1.0)
     save_pipeline(tmp_path / "e", made_of)
@@ -300,8 +300,8 @@ def test_encoder_takes_crops_of_another_size() -> None:
 
 
 @pytest.mark.parametrize("objective", [
-    Objective(), Objective(prediction="epsilon"), Objective(prediction="sample"), Objective(process="edm"),
-    Objective(process="flow"),
+    ObjectiveSettings(), ObjectiveSettings(prediction="epsilon"), ObjectiveSettings(prediction="sample"),
+    ObjectiveSettings(process="edm"), ObjectiveSettings(process="flow"),
 ], ids=["v", "epsilon", "sample", "edm", "flow"])
 def test_the_export_samples_what_its_maker_samples(modules, tmp_path, objective) -> None:
     made_of = generator(modules)

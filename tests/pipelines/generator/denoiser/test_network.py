@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipelines.generator.denoiser.network import build, training_flops
-from pipelines.generator.settings import Condition, Denoiser
+from pipelines.generator.settings import ConditionSettings, DenoiserSettings
 from pipelines.graph.compose import load_settings
 
 SHAPES = {"embedding": (768,)}
@@ -43,10 +43,10 @@ def test_the_work_of_an_unconditional_network_is_counted(name):
 
 @pytest.mark.parametrize("architecture", ["unet", "dit"])
 def test_what_is_predicted_depends_on_the_condition_and_on_its_being_dropped(architecture):
-    settings = Denoiser(architecture=architecture, channels=[16, 32], attention=[False, True], norm_groups=8,
+    settings = DenoiserSettings(architecture=architecture, channels=[16, 32], attention=[False, True], norm_groups=8,
                         head_dim=8, width=32, layers=2, cross_attention_dim=16)
     torch.manual_seed(0)
-    denoiser = build(settings, Condition(), (4, 8, 8), {"embedding": (8,)}, ["a"])
+    denoiser = build(settings, ConditionSettings(), (4, 8, 8), {"embedding": (8,)}, ["a"])
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # what starts at zero would hide the rest
     given = {"embedding": torch.randn(2, 8), "labels": torch.ones(2, 1)}
@@ -63,17 +63,17 @@ def test_what_is_predicted_depends_on_the_condition_and_on_its_being_dropped(arc
 
 def test_patches_that_do_not_fill_the_latent_are_refused():
     with pytest.raises(ValueError, match=r"denoiser.patch=2 .* 7"):
-        build(Denoiser(architecture="dit"), Condition(), (4, 7, 7), SHAPES, [])
+        build(DenoiserSettings(architecture="dit"), ConditionSettings(), (4, 7, 7), SHAPES, [])
 
 
 @pytest.mark.parametrize("architecture", ["unet", "dit"])
 def test_activation_checkpointing_changes_no_gradient(architecture):
-    settings = Denoiser(architecture=architecture, channels=[16, 32], attention=[False, True], norm_groups=8,
+    settings = DenoiserSettings(architecture=architecture, channels=[16, 32], attention=[False, True], norm_groups=8,
                         head_dim=8, width=32, layers=2, cross_attention_dim=16)
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        denoiser = build(settings, Condition(labels=False), (4, 8, 8), {"embedding": (8,)}, [])
+        denoiser = build(settings, ConditionSettings(labels=False), (4, 8, 8), {"embedding": (8,)}, [])
         if checkpointing:
             denoiser.network.enable_gradient_checkpointing()
         given, drop = {"embedding": torch.ones(2, 8)}, {"embedding": torch.tensor([False, True])}

@@ -110,19 +110,19 @@ def test_a_mask_becomes_the_share_of_each_structure_at_each_place():
 def networks(tmp_path):
     """An untrained autoencoder and encoder as their stages leave them."""
     from pipelines.generator.autoencoder.model import build
-    from pipelines.generator.settings import Autoencoder
+    from pipelines.generator.settings import AutoencoderSettings
     from pipelines.generator.standalone.image_encoder import Encoder
     from pipelines.learning.weights import save_model
 
     root = Folder(str(tmp_path))
-    save_model(root / "autoencoder", build(Autoencoder(channels=[8, 16, 16]), 32))
+    save_model(root / "autoencoder", build(AutoencoderSettings(channels=[8, 16, 16]), 32))
     save_model(root / "encoder", Encoder(image_size=32, options={"patch_size": 8, "embed_dim": 16, "depth": 1,
                                                                  "num_heads": 2}))
     return root
 
 
 def test_patch_features_and_masks_are_kept_where_asked_for(networks):
-    from pipelines.generator.settings import Latents
+    from pipelines.generator.settings import LatentsSettings
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 32, 32), dtype=np.uint8)
@@ -133,7 +133,7 @@ def test_patch_features_and_masks_are_kept_where_asked_for(networks):
                      "structures": ["heart"] if k else None, "labels": ["Edema"], "absent": ["Mass"],
                      "split": "train"} for k, image in enumerate(images)]
     write_shard(networks / "images", 0, pa.Table.from_pylist(rows, schema=IMAGES))
-    settings = Latents(batch=2, patch_grid=2, masks=["lungs", "heart"])
+    settings = LatentsSettings(batch=2, patch_grid=2, masks=["lungs", "heart"])
     encoding = Encoding(Encode(networks / "autoencoder", networks / "encoder", settings, True), 1)
     block = encoding(ReadImages(networks / "images", settings.masks)(pa.table({"shard": [0]})))
     WriteLatents(networks / "latents", settings.masks)(block)

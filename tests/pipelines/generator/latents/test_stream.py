@@ -17,7 +17,7 @@ from pipelines.generator.latents.encode import Encode, Encoding, ReadImages
 from pipelines.generator.latents.feed import Augment, Feed, StreamPlan
 from pipelines.generator.latents.spec import LatentSpec
 from pipelines.generator.latents.stream import StreamReader, places
-from pipelines.generator.settings import Autoencoder, Latents
+from pipelines.generator.settings import AutoencoderSettings, LatentsSettings
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.learning.weights import save_model
 from pipelines.tables.images import png
@@ -34,7 +34,7 @@ def plan(tmp_path_factory) -> StreamPlan:
     """Of a small table of images whose shards hold two images of val each, and of untrained networks."""
     root = Folder(str(tmp_path_factory.mktemp("stream")))
     torch.manual_seed(0)
-    save_model(root / "autoencoder", build(Autoencoder(channels=[8, 16, 16]), 32))
+    save_model(root / "autoencoder", build(AutoencoderSettings(channels=[8, 16, 16]), 32))
     save_model(root / "encoder", Encoder(image_size=32, options={"patch_size": 8, "embed_dim": 16, "depth": 1,
                                                                  "num_heads": 2}))
     blank = dict.fromkeys(IMAGES.names)
@@ -43,7 +43,7 @@ def plan(tmp_path_factory) -> StreamPlan:
                          "labels": ["sick"] if k % 2 else [], "absent": [], "split": "val" if k in (3, 7) else "train"}
                 for k in range(ROWS)]
         write_shard(root / "images", shard, pa.Table.from_pylist(rows, schema=IMAGES))
-    encode = Encode(root / "autoencoder", root / "encoder", Latents(batch=8), False)
+    encode = Encode(root / "autoencoder", root / "encoder", LatentsSettings(batch=8), False)
     return StreamPlan(root / "images", encode, SPEC.rows, 0, 3, False, 1,
                       {"num_cpus": 0.5, "fn_constructor_args": (encode, 1)}, {"cpu": 1.0})
 

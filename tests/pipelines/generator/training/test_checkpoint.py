@@ -7,7 +7,7 @@ import torch
 
 from cluster import scratch
 from cluster.storage import Folder
-from pipelines.generator.settings import Trainer
+from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training import checkpoint
 from pipelines.generator.training.ray_train import SNAPSHOT, WORST, earlier_checkpoint
 from pipelines.generator.training.stage import best_average, best_checkpoint
@@ -78,9 +78,9 @@ def test_the_best_of_the_checkpoints_that_are_left_is_found(tmp_path):
         checkpoint.save(tmp_path / "checkpoints" / checkpoint.name(images), {}, checkpoint.Cursor(images, 1, ""))
     for images, loss in ((64, 0.1), (128, 0.2), (192, 0.3)):
         append(folder, {"images": images, "val_loss": loss})
-    assert best_checkpoint(folder, Trainer(images=1)) is None
-    assert best_checkpoint(folder, Trainer(images=1, best="val_loss")).uri.endswith(checkpoint.name(128))
-    assert best_checkpoint(folder, Trainer(images=1, best="val_frechet")) is None
+    assert best_checkpoint(folder, TrainerSettings(images=1)) is None
+    assert best_checkpoint(folder, TrainerSettings(images=1, select_by="val_loss")).uri.endswith(checkpoint.name(128))
+    assert best_checkpoint(folder, TrainerSettings(images=1, select_by="val_frechet")) is None
 
 
 def test_what_was_measured_of_a_checkpoint_that_was_made_again_is_replaced(tmp_path):
@@ -93,13 +93,13 @@ def test_what_was_measured_of_a_checkpoint_that_was_made_again_is_replaced(tmp_p
 
 def test_the_average_with_the_least_validation_loss_is_chosen():
     halflives = [500, 50]
-    trainer = Trainer(images=1, ema_halflife_images=halflives)
+    trainer = TrainerSettings(images=1, ema_halflife_images=halflives)
     second = {"val_loss": 0.2, "val_loss_ema-50": 0.1, "val_frechet": 9.0}
     assert best_average(trainer, second) == ("ema-50", {"val_loss": 0.1})  # the distance is the first's
     first = {"val_loss": 0.1, "val_loss_ema-50": 0.2, "val_frechet": 9.0}
     assert best_average(trainer, first) == ("ema-500", {"val_loss": 0.1, "val_frechet": 9.0})
     assert best_average(trainer, {}) == ("ema-500", {})
-    chosen = Trainer(images=1, ema_halflife_images=halflives, best="val_frechet")
+    chosen = TrainerSettings(images=1, ema_halflife_images=halflives, select_by="val_frechet")
     assert best_average(chosen, second) == ("ema-500", {"val_loss": 0.2, "val_frechet": 9.0})
 
 

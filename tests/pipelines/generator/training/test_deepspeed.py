@@ -8,7 +8,7 @@ import pytest
 import torch
 from distributed import run
 
-from pipelines.generator.settings import Condition, Denoiser, Objective, Trainer
+from pipelines.generator.settings import ConditionSettings, DenoiserSettings, ObjectiveSettings, TrainerSettings
 from pipelines.generator.training import checkpoint
 
 pytestmark = pytest.mark.ray
@@ -21,15 +21,16 @@ def build():
     from pipelines.generator.denoiser.network import build as build_denoiser
 
     torch.manual_seed(0)
-    settings = Denoiser(channels=[16, 32], attention=[False, True], norm_groups=8, head_dim=8, cross_attention_dim=16)
-    return build_denoiser(settings, Condition(), LATENT, {"embedding": (WIDTH,)}, LABELS)
+    settings = DenoiserSettings(channels=[16, 32], attention=[False, True], norm_groups=8, head_dim=8,
+                                cross_attention_dim=16)
+    return build_denoiser(settings, ConditionSettings(), LATENT, {"embedding": (WIDTH,)}, LABELS)
 
 
 def make_engine(module, stage, world, **options):
     from pipelines.generator.training.deepspeed import Engine
 
     settings = {"precision": "fp32", **options}
-    return Engine(module, Trainer(images=1, batch=BATCH, workers=world, zero_stage=stage, zero3_persistence=0,
+    return Engine(module, TrainerSettings(images=1, batch=BATCH, workers=world, zero_stage=stage, zero3_persistence=0,
                                   ema_halflife_images=HALFLIVES, **settings), world)
 
 
@@ -40,7 +41,7 @@ def losses(engine, start, stop, rank, world, passes=1, poison=None, taken=None):
         poison: "loss" makes a loss, "gradient" the gradient alone, no finite number, both on the last worker.
         taken: a list that is told of each step whether it was taken.
     """
-    from pipelines.generator.denoiser.objective import Objective as Diffusion
+    from pipelines.generator.denoiser.objective import Objective
     from pipelines.generator.training.metrics import finite_everywhere
 
     data = torch.Generator().manual_seed(1)
@@ -49,7 +50,7 @@ def losses(engine, start, stop, rank, world, passes=1, poison=None, taken=None):
         latents[-1] = math.nan
     given = {"embedding": embedding, "labels": torch.zeros(BATCH, len(LABELS))}
     share = range(rank * BATCH // world, (rank + 1) * BATCH // world)
-    objective, found = Diffusion(Objective(), Condition(), "cpu"), []
+    objective, found = Objective(ObjectiveSettings(), ConditionSettings(), "cpu"), []
     for step in range(start, stop):
         draw, total = objective.draw((BATCH, *LATENT), 0, step * BATCH, rank, world), torch.zeros(())
         for k in range(passes):

@@ -233,8 +233,8 @@ def test_poisoned_batches_are_skipped_counted_and_end_the_training_with_their_id
 def three_times(rank, world, folder):
     """Why training stops where two bad batches are allowed, and where none is; and, in the same process, at which steps
     a checkpoint is written where the node is to be taken away."""
-    some = learn_in(rank, world, folder, "some", 10, ["trainer.max_skipped=2"])
-    none = learn_in(rank, world, folder, "none", 10, ["trainer.max_skipped=0"])
+    some = learn_in(rank, world, folder, "some", 10, ["trainer.max_skipped_batches=2"])
+    none = learn_in(rank, world, folder, "none", 10, ["trainer.max_skipped_batches=0"])
     learn_in(rank, world, folder, "left", 10, leaving=lambda: True)
     names = Folder(str(folder / "left" / "checkpoints")).names()
     return some, none, [checkpoint.images_of(name) // BATCH for name in names]

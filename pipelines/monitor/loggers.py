@@ -1,4 +1,4 @@
-"""Where else than in metrics.jsonl figures are shown: TensorBoard by default, others by `trainer.boards`.
+"""Where else than in metrics.jsonl figures are shown: TensorBoard by default, others by `trainer.loggers`.
 
 wandb, MLflow and trackio find their servers, projects and keys in their own environment variables.
 """
@@ -13,12 +13,12 @@ from cluster.errors import UserError
 from cluster.storage import Folder
 
 
-class Board(Protocol):
+class MetricLogger(Protocol):
     def log(self, images: int, values: dict[str, float]) -> None: ...
     def close(self) -> None: ...
 
 
-def open_boards(names: Sequence[str], folder: Folder) -> list[Board]:
+def open_loggers(names: Sequence[str], folder: Folder) -> list[MetricLogger]:
     """Raises UserError when the package of one is not installed.  TensorBoard needs a local folder."""
     kinds: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": Tracker, "trackio": Tracker, "mlflow": MLflow}
     return [kinds[name](name, folder) for name in names if name != "tensorboard" or folder.is_local]
@@ -28,7 +28,7 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"trainer.boards={name}: it is not installed (pip install {name})") from error
+        raise UserError(f"trainer.loggers={name}: it is not installed (pip install {name})") from error
 
 
 class TensorBoard:
