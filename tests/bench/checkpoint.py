@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 from report import emit
-from table import job
+from table import training_spec
 
 from cluster.session import session
 from cluster.storage import Folder
 from pipelines.generator.training import checkpoint
-from pipelines.generator.training.ray_train import _fit
+from pipelines.generator.training.ray_train import run_trainer
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
 from pipelines.monitor.journal import read_journal
@@ -26,8 +26,8 @@ def main() -> None:
         settings = load_settings("profile=demo", f"storage={aside}", "name=bench", "trainer.images=1536",
                                  "trainer.batch=32", "trainer.checkpoint_every=256", "trainer.log_every=32",
                                  "validate.images=0")
-        last = _fit(job(Folder(aside) / "bench", settings, ROWS, LATENT, WIDTH),
-                    Plan(settings).stage("train", resources))
+        last = run_trainer(training_spec(Folder(aside) / "bench", settings, ROWS, LATENT, WIDTH),
+                           Plan(settings).stage("train", resources))
         entries = read_journal(Folder(aside) / "bench" / "train")
         stalls = [entry["checkpoint_stall_seconds"] for entry in entries if entry["checkpoint_stall_seconds"]]
         state, cursor = checkpoint.load(Path(last.path), "bench")

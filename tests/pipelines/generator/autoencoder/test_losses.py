@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipelines.generator.autoencoder.losses import Reconstruction
-from pipelines.generator.autoencoder.model import build, set_statistics
+from pipelines.generator.autoencoder.model import new_autoencoder, set_statistics
 from pipelines.generator.settings import AutoencoderSettings
 from pipelines.generator.standalone.pixel_vae import Pixels
 
@@ -15,7 +15,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (4, 1, 32, 32), dtype=np.uint
 def learner(**options) -> Reconstruction:
     torch.manual_seed(0)
     settings = AutoencoderSettings(channels=[8, 16, 16], **options)
-    return Reconstruction(build(settings, 32), settings)
+    return Reconstruction(new_autoencoder(settings, 32), settings)
 
 
 def gradients(module: torch.nn.Module) -> float:

@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.generator.settings import TrainerSettings
-from pipelines.learning.schedule import learning_rate
+from pipelines.generator.training.schedule import learning_rate
 
 
 def rates(**options):
