@@ -34,7 +34,7 @@ NEUTRAL_THRESHOLD = 0.5
 
 
 def residual_network(channels: list[int]) -> nn.Module:
-    """A ResNet for one-channel images with one basic block per level, the first at half the side, each next at half of that.
+    """A ResNet for one-channel images with one basic block per level, each of half the side of the one before.
 
     Its 3×3 stem is not followed by pooling, unlike for ImageNet: 64-pixel images have 32×32 features.
     Images are floats in [0, 1] (B, 1, H, W), logits (B, 1).

@@ -61,8 +61,8 @@ def finetune(stage: Stage) -> Metrics:
         if obstacles[arm]:
             continue
         folder = stage.folder / arm
-        arguments = (folder, [tables[name] for name in sources], tables["val"], tables["test"], target, settings, encoder,
-                stage.seed)
+        arguments = (folder, [tables[name] for name in sources], tables["val"], tables["test"], target, settings,
+                     encoder, stage.seed)
         metrics[arm] = folder.read_json(RESULT) or _follow(stage, arm, settings.images, arguments)
     return metrics | _skipped([reason for arm in ARMS for reason in obstacles[arm]])
 
@@ -91,8 +91,8 @@ def survey(tables: dict[str, Part], requested: str | None) -> Metrics:
 
 
 def choose_target(present: Counter[str], absent: Counter[str], requested: str | None) -> str | None:
-    """The finding to classify: the `requested` one, in any spelling; else one with a name like an opacity; else the most
-    frequent abnormal one. Findings that are known to be absent in some images are preferred.
+    """The finding to classify: the `requested` one, in any spelling; else one with a name like an opacity; else the
+    most frequent abnormal one. Findings that are known to be absent in some images are preferred.
 
     Args:
         present: number of images in which each finding is present.
