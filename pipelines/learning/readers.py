@@ -14,10 +14,9 @@ from cluster.session import cores
 from cluster.storage import Folder
 from pipelines.learning.order import Order, Window, WindowedOrder, batches
 from pipelines.tables.images import picture
-from pipelines.tables.parquet import column_shards, read_ahead, read_split
+from pipelines.tables.parquet import AHEAD, column_shards, read_ahead, read_split
 
 DECODED_BYTES = 1 << 30  # of decoded images in memory, whatever the size of the set
-AHEAD = 2  # files read ahead of decoding
 
 Part = tuple[Folder, str | None]  # a table and its split, None for all rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.storage import Folder
@@ -48,3 +49,9 @@ def read_journal(folder: Folder, file: str = JOURNAL) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def median_rate(entries: Sequence[dict[str, Any]]) -> float | None:
+    """Median images/s of journal entries; None without entries."""
+    rates = sorted(entry["images_per_second"] for entry in entries)
+    return rates[len(rates) // 2] if rates else None

@@ -8,7 +8,7 @@ from huggingface_hub import DatasetCardData, ModelCardData
 
 from pipelines.graph.settings import Settings
 
-StageMetrics = dict[str, dict[str, Any]]  # by stage
+MetricsByStage = dict[str, dict[str, Any]]
 
 LIMITS = """\
 ## Intended use and limits
@@ -38,7 +38,7 @@ corpus[0]["image"], corpus[0]["labels"]
 ```"""
 
 
-def generator_card(settings: Settings, metrics: StageMetrics, record: dict[str, Any], failed: dict[str, str]) -> str:
+def generator_card(settings: Settings, metrics: MetricsByStage, record: dict[str, Any], failed: dict[str, str]) -> str:
     header = ModelCardData(license=settings.publish.license, library_name="diffusers",
                            tags=["medical", "chest-x-ray", "diffusion", "rayograph"])
     labels = metrics.get("ingest", {}).get("labels", {})
@@ -57,7 +57,7 @@ def generator_card(settings: Settings, metrics: StageMetrics, record: dict[str, 
                  _quality(metrics), _privacy(failed), LIMITS)
 
 
-def corpus_card(settings: Settings, metrics: StageMetrics, record: dict[str, Any], failed: dict[str, str]) -> str:
+def corpus_card(settings: Settings, metrics: MetricsByStage, record: dict[str, Any], failed: dict[str, str]) -> str:
     header = DatasetCardData(license=settings.publish.license,
                              tags=["medical", "chest-x-ray", "synthetic", "rayograph"],
                              configs=[{"config_name": "default", "data_files": "data/*.parquet"}])
@@ -83,14 +83,14 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     return "\n".join("| " + " | ".join(str(value) for value in line) + " |" for line in lines)
 
 
-def _sources(settings: Settings, metrics: StageMetrics) -> str:
+def _sources(settings: Settings, metrics: MetricsByStage) -> str:
     ingest = metrics.get("ingest", {})
     return (f"## Data\nTrained on the train split of `{ingest['source']}`: {ingest.get('images', '?')} images "
             f"of {ingest.get('patients', '?')} patients in total, split by patient ({ingest.get('splits', {})}). The "
             "licence and terms of the source data apply to derived works; check them before sharing this.")
 
 
-def _quality(metrics: StageMetrics) -> str:
+def _quality(metrics: MetricsByStage) -> str:
     evaluated = metrics.get("evaluate", {})
     names = ("frechet", "precision", "recall", "density", "coverage", "ms_ssim")
     fidelity = _table(("metric", "synthetic", "real against real"),

@@ -18,7 +18,7 @@ from cluster.storage import Folder
 from pipelines.data.image.picture import BAD, NOT_WANTED
 from pipelines.graph.plan import code_version
 from pipelines.graph.stage import Metrics, Stage, run_folder
-from pipelines.monitor.journal import read_journal
+from pipelines.monitor.journal import median_rate, read_journal
 from pipelines.report import plots
 from pipelines.report.summary import (
     classifiers,
@@ -93,8 +93,8 @@ def ingested(stage: Stage) -> dict[str, Any]:
 
 def stage_row(stage: Stage, node: str, metrics: Metrics) -> dict[str, Any]:
     """Seconds, peak memory, images/s (from the metrics, else the median of the journal) and summary of one node."""
-    rates = sorted(entry["images_per_second"] for entry in read_journal(run_folder(stage.settings) / node))
-    rate = metrics.get("images_per_second", rates[len(rates) // 2] if rates else None)
+    journal = read_journal(run_folder(stage.settings) / node)
+    rate = metrics.get("images_per_second", median_rate(journal))
     spec = stage.settings.stages[stage.settings.graph[node].stage]
     return {"stage": node, "seconds": metrics["seconds"], "peak": metrics["peak_rss_mb"],
             "rate": "" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}",

@@ -50,8 +50,8 @@ def through_ray(root: Folder, encode: EncodingSpec, resources: Resources) -> flo
 
 def main() -> None:
     settings = load_settings("profile=demo")
-    with tempfile.TemporaryDirectory() as aside:
-        root = Folder(aside)
+    with tempfile.TemporaryDirectory() as staging_dir:
+        root = Folder(staging_dir)
         make_inputs(root, settings)
         encode = EncodingSpec(root / "autoencoder", root / "encoder", settings.latents, True)
         bare = EncodeImages(encode, None)  # on every core

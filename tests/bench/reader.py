@@ -20,8 +20,8 @@ LATENTS_A_SECOND, FIRST_BATCH_SECONDS = 5_000, 3.0  # the goals
 
 def main() -> None:
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as aside:
-        folder = Folder(aside)
+    with tempfile.TemporaryDirectory() as staging_dir:
+        folder = Folder(staging_dir)
         make_latents(folder, ROWS, SHARD, LATENT, WIDTH)
         start = time.perf_counter()
         reader = CachedReader(folder, read_latent_spec(folder), 0, CONDITIONS)

@@ -25,14 +25,14 @@ LATENT, WIDTH, ROUNDS = (4, 16, 16), 128, 3
 def main() -> None:
     settings = load_settings("profile=demo")
     batch, steps, guidance = settings.sample.batch, settings.sample.steps, settings.sample.guidance
-    with tempfile.TemporaryDirectory() as aside:
+    with tempfile.TemporaryDirectory() as staging_dir:
         denoiser = build_denoiser(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, ["a", "b"])
-        save_pipeline(Path(aside), assemble(
+        save_pipeline(Path(staging_dir), assemble(
             vae=new_autoencoder(settings.autoencoder, settings.data.size), denoiser=denoiser,
             scheduler=process(settings.objective, "cpu").scheduler(),
             encoder=Encoder(options=settings.encoder.options), num_inference_steps=steps, guidance_scale=guidance))
-        sampler = Sampler(Folder(aside), steps, guidance, batch)
-        bare = load_pipeline(Path(aside))
+        sampler = Sampler(Folder(staging_dir), steps, guidance, batch)
+        bare = load_pipeline(Path(staging_dir))
     dtype = sampler.pipeline.unet.dtype
     bare.unet.to(dtype)
     bare.conditioner.to(dtype)

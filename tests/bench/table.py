@@ -21,10 +21,10 @@ def make_latents(folder: Folder, rows: int, shard: int, latent: tuple[int, int, 
         shapes = {"latent_mean": latent, "latent_logvar": latent, "embedding": (width,)}
         values = {name: rng.standard_normal((shard, *shape)).astype(np.float16) for name, shape in shapes.items()}
         arrays = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value) for name, value in values.items()}
-        told = {"image_id": [f"{index}-{k}" for k in range(shard)], "patient_id": ["p"] * shard,
-                "source": ["s"] * shard, "labels": [[LABELS[k % 2]] for k in range(shard)],
-                "absent": [[LABELS[1 - k % 2]] for k in range(shard)], "split": ["train"] * shard}
-        write_latents(folder, index, pa.table({name: (arrays | told)[name] for name in schema.names}, schema=schema))
+        columns = {"image_id": [f"{index}-{k}" for k in range(shard)], "patient_id": ["p"] * shard,
+                   "source": ["s"] * shard, "labels": [[LABELS[k % 2]] for k in range(shard)],
+                   "absent": [[LABELS[1 - k % 2]] for k in range(shard)], "split": ["train"] * shard}
+        write_latents(folder, index, pa.table({name: (arrays | columns)[name] for name in schema.names}, schema=schema))
     write_spec(folder)
 
 

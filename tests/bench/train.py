@@ -76,20 +76,20 @@ def main() -> None:
                              f"trainer.checkpoint_every={chunk}", f"trainer.log_every={chunk}")
     bare, slow = Loop(settings, cached(settings.trainer.batch)), Loop(settings, online(settings))
     times: dict[str, list[float]] = {"ours": [], "bare": [], "online": []}
-    begun = 0.0
+    start_time = 0.0
 
     def between(engine, cursor, since) -> None:
         """Ours has just taken its steps; now the others take as many."""
-        nonlocal begun
-        times["ours"].append(time.perf_counter() - begun)
+        nonlocal start_time
+        times["ours"].append(time.perf_counter() - start_time)
         for name, loop in (("bare", bare), ("online", slow)):
             start = time.perf_counter()
             loop.steps(STEPS)
             times[name].append(time.perf_counter() - start)
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
 
-    with tempfile.TemporaryDirectory() as aside:
-        spec = training_spec(Folder(aside), settings, ROWS, LATENT, WIDTH)
+    with tempfile.TemporaryDirectory() as staging_dir:
+        spec = training_spec(Folder(staging_dir), settings, ROWS, LATENT, WIDTH)
         latent_spec = read_latent_spec(spec.latents)
         reader = CachedReader(spec.latents, latent_spec, settings.seed, settings.condition.used)
         run_training_loop(spec, latent_spec, reader, 0, 1, {}, Cursor(0, 0, "bench"), between, lambda: False)

@@ -18,7 +18,7 @@ class Tokens(nn.Module):
         self.null = nn.Parameter(torch.randn(1, vectors * count, width) * 0.02)
 
     def forward(self, vectors: Tensor, dropped: Tensor) -> Tensor:
-        """Tokens in the parameters' dtype; `drop` (B,) is True where the null replaces them."""
+        """Tokens in the parameters' dtype; `dropped` (B,) is True where the null replaces them."""
         projected = self.project(self.norm(vectors.to(self.null.dtype))).reshape(-1, *self.null.shape[1:])
         if self.place is not None:
             projected = projected + self.place
@@ -89,8 +89,8 @@ class Conditioner(ModelMixin, ConfigMixin):
         """Returns the condition tokens (B, T, C) in the parameters' dtype.
 
         Args:
-            given: floats (B, ...) for every name of `shapes`, finite even if dropped; labels are 1, 0 or -1.
-            drop: bools (B,) for every name of `shapes`, True where the null is used.
+            conditions: floats (B, ...) for every name of `shapes`, finite even if dropped; labels are 1, 0 or -1.
+            dropped: bools (B,) for every name of `shapes`, True where the null is used.
         """
         if self.constant is not None:
             batch = len(next(iter(dropped.values()))) if dropped else 1

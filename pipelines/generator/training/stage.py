@@ -15,7 +15,7 @@ from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.loop import TrainingSpec
 from pipelines.generator.training.ray_train import run_trainer, stream_plan
 from pipelines.graph.stage import Metrics, Stage
-from pipelines.monitor.journal import JOURNAL, read_journal
+from pipelines.monitor.journal import JOURNAL, median_rate, read_journal
 from pipelines.monitor.progress import follow, say
 
 JOURNALS = (JOURNAL, validate.FILE)
@@ -79,7 +79,6 @@ def best_average(trainer: TrainerSettings, validation: dict[str, float]) -> tupl
 
 def summarise(entries: list[dict[str, Any]]) -> Metrics:
     """Metrics of a training run from its journal: the median rate, the mean of the last tenth of the losses, …"""
-    rates = sorted(entry["images_per_second"] for entry in entries)
     losses = [entry["loss"] for entry in entries if "loss" in entry]
     tail = losses[-max(len(losses) // 10, 1) :]
     waits = [entry["data_wait_fraction"] for entry in entries]
@@ -87,7 +86,7 @@ def summarise(entries: list[dict[str, Any]]) -> Metrics:
     return {
         "images": last["images"],
         "loss": round(sum(tail) / max(len(tail), 1), 6),
-        "images_per_second": rates[len(rates) // 2],
+        "images_per_second": median_rate(entries),
         "data_wait_fraction": round(sum(waits) / len(waits), 5),
         "ema_distance": last.get("ema_distance"),
         "skipped_batches": last["skipped"],

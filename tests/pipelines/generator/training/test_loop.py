@@ -35,16 +35,16 @@ def make_table(folder, poisoned=()):
         name: random.normal(size=(IMAGES, *shape)).astype(np.float16)
         for name, shape in {"embedding": (WIDTH,), "patches": (4, WIDTH), "mask": (2, *LATENT[1:])}.items()}
     columns = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value) for name, value in tensors.items()}
-    told = {"image_id": [f"image-{k}" for k in range(IMAGES)], "patient_id": ["p"] * IMAGES,
-            "labels": [["sick"] if k % 3 else [] for k in range(IMAGES)],
-            "absent": [[] if k % 3 else ["sick"] for k in range(IMAGES)], "split": ["train"] * IMAGES,
-            "source": ["s"] * IMAGES}
+    metadata = {"image_id": [f"image-{k}" for k in range(IMAGES)], "patient_id": ["p"] * IMAGES,
+                "labels": [["sick"] if k % 3 else [] for k in range(IMAGES)],
+                "absent": [[] if k % 3 else ["sick"] for k in range(IMAGES)], "split": ["train"] * IMAGES,
+                "source": ["s"] * IMAGES}
     schema, latents = latents_schema(LATENT, WIDTH, 4, ["lungs", "heart"]), Folder(str(folder / "latents"))
-    write_latents(latents, 0, pa.table({name: (columns | told)[name] for name in schema.names}, schema=schema))
+    write_latents(latents, 0, pa.table({name: (columns | metadata)[name] for name in schema.names}, schema=schema))
     write_spec(latents)
 
 
-def learn_in(rank, world, folder, name, steps, options=(), is_preempted=lambda: False):
+def train_in(rank, world, folder, name, steps, options=(), is_preempted=lambda: False):
     """Train in `folder`/`name` from its newest checkpoint on; every worker writes down the images it was given."""
     from conftest import TINY
 
@@ -61,7 +61,7 @@ def learn_in(rank, world, folder, name, steps, options=(), is_preempted=lambda: 
     newest = checkpoint.latest_complete(out / "checkpoints")
     state, cursor = checkpoint.load(Path(newest.path), "a fingerprint") if newest else ({}, checkpoint.Cursor(0, 0, ""))
 
-    class Telling(CachedReader):
+    class RecordingReader(CachedReader):
         def batches(self, *arguments):
             for batch in super().batches(*arguments):
                 b = len(batch)
@@ -76,7 +76,7 @@ def learn_in(rank, world, folder, name, steps, options=(), is_preempted=lambda: 
             checkpoint.save(folder / name / "checkpoints" / checkpoint.directory_name(cursor.images), state, cursor)
 
     latent_spec = read_latent_spec(spec.latents)
-    reader = Telling(spec.latents, latent_spec, settings.seed, settings.condition.used)
+    reader = RecordingReader(spec.latents, latent_spec, settings.seed, settings.condition.used)
     return run_training_loop(spec, latent_spec, reader, rank, world, state, cursor, save, is_preempted)
 
 
@@ -95,7 +95,7 @@ def unbroken(tmp_path_factory):
     """Folder of a training by one worker that nothing broke off."""
     folder = tmp_path_factory.mktemp("unbroken")
     make_table(folder)
-    run(1, learn_in, folder, "unbroken", STEPS, ["trainer.profile_steps=2"])
+    run(1, train_in, folder, "unbroken", STEPS, ["trainer.profile_steps=2"])
     return folder
 
 
@@ -125,7 +125,7 @@ def learn_each(rank, world, folder):
 
     still = {}
     for kind, options in KINDS.items():
-        assert learn_in(rank, world, folder, kind, 10, [*options, "trainer.warmup_images=0"]) is None
+        assert train_in(rank, world, folder, kind, 10, [*options, "trainer.warmup_images=0"]) is None
         spec = TrainingSpec(load_settings(*TINY, *options), "", Folder(""), Folder(str(folder / "latents")), None,
                             [0.0] * 4, [1.0] * 4)
         fresh = spec.denoiser(read_latent_spec(spec.latents)).state_dict()
@@ -183,7 +183,7 @@ def test_the_loss_at_fixed_noise_repeats_and_falls_with_training(unbroken):
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_hundred_steps_are_fifty_a_kill_and_fifty(unbroken, tmp_path, world):
     make_table(tmp_path)
-    children, _results = start(world, learn_in, tmp_path, "broken", STEPS)
+    children, _results = start(world, train_in, tmp_path, "broken", STEPS)
     half = tmp_path / "broken" / "checkpoints" / checkpoint.directory_name(50 * BATCH)
     deadline = time.monotonic() + 200
     while not (half / checkpoint.STATE).exists():
@@ -192,7 +192,7 @@ def test_a_hundred_steps_are_fifty_a_kill_and_fifty(unbroken, tmp_path, world):
         time.sleep(0.002)
     for child in children:
         os.kill(child.pid, signal.SIGKILL)
-    run(world, learn_in, tmp_path, "broken", STEPS)
+    run(world, train_in, tmp_path, "broken", STEPS)
 
     found, expected = seen(tmp_path, "broken", world), seen(unbroken, "unbroken", 1)
     assert {begin: [*images, *found.get((begin, 1), [])] for (begin, rank), images in found.items() if rank == 0} \
@@ -236,9 +236,9 @@ def test_poisoned_batches_are_skipped_counted_and_end_the_training_with_their_id
 def three_times(rank, world, folder):
     """Why training stops where two bad batches are allowed, and where none is; and, in the same process, at which steps
     a checkpoint is written where the node is to be taken away."""
-    some = learn_in(rank, world, folder, "some", 10, ["trainer.max_skipped_batches=2"])
-    none = learn_in(rank, world, folder, "none", 10, ["trainer.max_skipped_batches=0"])
-    learn_in(rank, world, folder, "left", 10, is_preempted=lambda: True)
+    some = train_in(rank, world, folder, "some", 10, ["trainer.max_skipped_batches=2"])
+    none = train_in(rank, world, folder, "none", 10, ["trainer.max_skipped_batches=0"])
+    train_in(rank, world, folder, "left", 10, is_preempted=lambda: True)
     names = Folder(str(folder / "left" / "checkpoints")).names()
     return some, none, [checkpoint.images_seen(name) // BATCH for name in names]
 
