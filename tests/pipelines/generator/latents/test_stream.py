@@ -69,7 +69,7 @@ def stream(plan: StreamPlan, cursor: int, total: int, world: int) -> list[np.nda
 def test_batches_are_a_function_of_seed_and_cursor_for_any_number_of_workers(plan):
     total = 3 * SPEC.images["train"] // BATCH * BATCH  # over two epochs
     expected = {}
-    encoding = EncodeImages(plan.encode, 1)
+    encoding = EncodeImages(plan.encoding, 1)
     for shard in range(SHARDS):
         block = encoding(ReadImages(plan.images, [], "train")(pa.table({"shard": [shard]})))
         embeddings = block["embedding"].combine_chunks().to_numpy_ndarray()

@@ -239,8 +239,8 @@ def three_times(rank, world, folder):
     some = train_in(rank, world, folder, "some", 10, ["trainer.max_skipped_batches=2"])
     none = train_in(rank, world, folder, "none", 10, ["trainer.max_skipped_batches=0"])
     train_in(rank, world, folder, "left", 10, is_preempted=lambda: True)
-    names = Folder(str(folder / "left" / "checkpoints")).names()
-    return some, none, [checkpoint.images_seen(name) // BATCH for name in names]
+    written = checkpoint.list_checkpoints(Folder(str(folder / "left" / "checkpoints")))
+    return some, none, [checkpoint.images_seen(one) // BATCH for one in written]
 
 
 def read_shared(rank, world, folder):
