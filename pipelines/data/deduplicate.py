@@ -22,15 +22,15 @@ from pipelines.tables.shards import ShardOperator, run_shards
 
 DECIDED = "decided.parquet"  # in the manifest's folder
 DUPLICATES = "duplicates.parquet"  # in the quarantine
-COLUMNS = ("row", "uri", "sha256", "split", "patient_id", "phash", *STATES)
+COLUMNS = ("row", "uri", "sha256", "split", "patient_id", "phash", "structures", *STATES)
 
 
 def deduplicate(folder: Folder, settings: Data) -> None:
     """Keep each person in one split and, unless data.deduplicate=false, one image of those that are one picture.
 
     Patients who share a picture count as one person under several names: all their images go to the most held-out of
-    their splits (test, then val, then train). Of copies that stays of which most findings are known, then the most
-    held-out one, then the first of the manifest.
+    their splits (test, then val, then train). Of several copies the one with the most known findings is kept; ties go
+    to the most structures in its mask, then to the most held-out split, then to the order of the manifest.
     Killed anywhere, a second call comes to the same end.
     """
     import ray
@@ -70,8 +70,9 @@ def decide(images: pa.Table, settings: Data) -> pa.Table:
     np.maximum.at(final, person, held_out)
     keeper = np.arange(len(group))
     if settings.deduplicate:
-        known = sum(pc.fill_null(pc.list_value_length(images[state]), 0).to_numpy() for state in STATES)
-        best_first = np.lexsort((-held_out, -known, group))
+        known, outlined = (sum(pc.fill_null(pc.list_value_length(images[name]), 0).to_numpy() for name in names)
+                           for names in (STATES, ["structures"]))
+        best_first = np.lexsort((-held_out, -outlined, -known, group))
         _, heads = np.unique(group[best_first], return_index=True)
         keeper = best_first[heads][group]
     goes = keeper != np.arange(len(group))

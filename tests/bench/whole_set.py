@@ -55,6 +55,7 @@ def search(manifest: Folder, settings: object) -> int:
     digests = pa.array([f"{k:064x}" for k in range(listed.num_rows)])
     table = listed.append_column("row", pa.array(np.arange(listed.num_rows))).append_column("sha256", digests)
     table = table.append_column("phash", pa.array([bytes(row) for row in hashes], pa.binary()))
+    table = table.append_column("structures", pa.nulls(listed.num_rows, pa.list_(pa.string())))
     return decide(table.select(COLUMNS), settings).num_rows
 
 

@@ -15,6 +15,7 @@ from pipelines.data.image.picture import Refused, refusing
 from pipelines.data.structures import STRUCTURES
 
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP")
+ASPECT_TOLERANCE = 0.02  # of a mask's aspect ratio against its image's; its resolution may differ
 BRIGHT = 127  # masks that are JPEG have all grays; above this they mean the structure
 
 
@@ -38,6 +39,9 @@ def label_map(masks: Sequence[dict[str, Any]], decoded: Decoded, read: Callable[
         content = b"" if mask["path"] is None else _read(mask, read)
         with refusing("bad_mask", f"the mask of {mask['name']} cannot be read"):
             where = _runs(mask["rle"], *original) if mask["rle"] is not None else _bright(content)
+        if abs(where.width * original[1] / (where.height * original[0]) - 1) > ASPECT_TOLERANCE:
+            raise Refused("bad_mask", f"the mask of {mask['name']} has {where.width}x{where.height} pixels, the image "
+                          f"{original[0]}x{original[1]}: another shape")
         labels[square(where, original, decoded.box, len(labels)) > BRIGHT] = STRUCTURES[mask["name"]]
     return labels
 
