@@ -1,4 +1,4 @@
-"""Errors that a command tells in one line, without a traceback."""
+"""Errors that a command reports in one line, without a traceback."""
 
 
 class UserError(ValueError):

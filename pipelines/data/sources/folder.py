@@ -83,8 +83,8 @@ def _labels(paths: list[str], patients: list[str], regex: str | None) -> list[st
         return [None] * len(paths)
     classes = len({label for label, _ in labelled})
     if regex is None and classes > MANY_CLASSES and len(labelled) < FEW_IMAGES * classes:
-        raise UserError(f"data.root holds {classes} folders of {len(labelled)} images, for one {labelled[0][0]!r}: they "
-                        "look like patients, not like findings; if they are, set "
+        raise UserError(f"data.root holds {classes} folders of {len(labelled)} images, such as {labelled[0][0]!r}: "
+                        "these look like patients, not like findings; if they are, set "
                         r"data.patient_regex='([^/]+)/[^/]+$', else data.patient_regex='.*' (each image a patient)")
     return labels
 
