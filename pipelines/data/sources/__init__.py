@@ -13,6 +13,8 @@ and, where it has them:
 
 - `describe(row, settings) -> row or None`, of rows listed without a `patient_id`, since only the file tells (DICOM
   headers): the row with what the file says, None where it is no image; run by workers, shard by shard;
+- `image_folder(root) -> str`, where data.root is a file that lists the images: the folder that their paths are
+  relative to;
 - `card`, or `cards(settings)` by the name in the column `source`: whose the set is, and under which terms.
 """
 
@@ -52,6 +54,12 @@ def find_source(name: str) -> Source:
         raise UserError(f"data.source={name!r} is not known; there are: {', '.join(sorted(own | added.keys()))}")
     found = importlib.import_module(f"{__name__}.{name}") if name in own else added[name].load()
     return cast(Source, getattr(found, "SOURCE", found))
+
+
+def image_folder(settings: Data) -> str | None:
+    """The folder that the images' paths are relative to; None where there is none."""
+    source: Any = find_source(settings.source)
+    return source.image_folder(settings.root) if settings.root and hasattr(source, "image_folder") else settings.root
 
 
 def cards_of(settings: Data) -> dict[str, Card]:

@@ -72,8 +72,14 @@ class Manifest:
                 "refused": image.refused}
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
-        folder, _, name = row["uri"].rpartition("/")
-        return read_image(folder, name, row, settings, listed=False)
+        base = _set(settings).folder()
+        folder, _, name = within(base, row["path"]).rpartition("/")
+        masks = [mask | {"path": within(base, mask["path"])} for mask in row.get("masks") or ()]
+        return read_image(folder, name, {**row, "masks": masks}, settings, listed=False)
+
+    def image_folder(self, root: str) -> str:
+        """The folder that the paths of the list at `root` are relative to."""
+        return read_set(root).folder()
 
 
 def assess(listed: pa.Table, exhaustive: bool = True) -> pa.Table:

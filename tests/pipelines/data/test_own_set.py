@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from cluster.storage import Folder
-from pipelines.data.listing import list_images
+from pipelines.data.convert import Convert
+from pipelines.data.listing import list_images, listing_hash, present_uri
 from pipelines.data.manifest import write_manifest
 from pipelines.data.sources import cards_of, find_source
 from pipelines.graph.compose import load_settings
@@ -93,6 +94,35 @@ def test_columns_are_called_as_the_description_says(own, tmp_path):
 def test_what_is_wrong_with_a_description_is_told(own, old, new, match):
     with pytest.raises(ValueError, match=match):
         list_images(own(DESCRIPTION.replace(old, new)), 0)
+
+
+@pytest.mark.parametrize("file", ["films.csv", "set.yaml"])
+def test_a_moved_list_changes_nothing(tmp_path, file):
+    """Moved after the manifest was written: rows name images and masks where they lie now."""
+    here = tmp_path / "here"
+    (here / "pictures").mkdir(parents=True)
+    for k, name in enumerate(("a.png", "b.png", "c.png", "mask.png")):
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (40, 40), np.uint8)).save(here / "pictures" / name)
+    base = "pictures/" if file == "films.csv" else ""
+    (here / "films.csv").write_text("path,mask\n" + "".join(f"{base}{k}.png,{base}mask.png\n" for k in "abc"))
+    (here / "set.yaml").write_text("table: films.csv\nimages: pictures\n")
+    before = load_settings("data=manifest", f"data.root={here}/{file}", "data.size=32").data
+    listed = list_images(before, 0)
+    write_manifest(Folder(str(tmp_path / "ingest" / "manifest")), before, 0, Folder(str(tmp_path)))
+    there = here.rename(tmp_path / "there")
+    moved = load_settings("data=manifest", f"data.root={there}/{file}", "data.size=32").data
+    assert listing_hash(list_images(moved, 0)) == listing_hash(listed)
+    convert = Convert(Folder(str(tmp_path / "ingest")), moved)
+    rows = convert.rows(0)
+    assert [row["uri"] for row in rows] == [f"{there}/pictures/{k}.png" for k in "abc"]
+    assert [convert.one(row)["structures"] for row in rows] == [("mask",)] * 3
+
+
+def test_uris_of_films_found_by_their_headers_do_not_tell_where_the_archive_lies(archive):
+    settings = load_settings("data=manifest", f"data.root={archive}/set.yaml").data
+    uris = list_images(settings, 0)["uri"].to_pylist()
+    assert "0/IM1" in uris
+    assert present_uri("0/IM1", settings) == f"{archive}/pacs/0/IM1"
 
 
 @pytest.fixture

@@ -488,7 +488,7 @@ def test_manifest_of_csv(fill, tmp_path, monkeypatch):
     rows = manifest.SOURCE.manifest(settings, 0).to_pylist()
     assert [(row["uri"], row["patient_id"], row["study_id"], row["view"], row["labels"], row["split"],
              [mask["path"] for mask in row["masks"]]) for row in rows] == [
-        (f"{tmp_path}/images/a.png", "007", "s1", "PA", ["a", "b"], "train", [f"{tmp_path}/masks/a.png"]),
+        (f"{tmp_path}/images/a.png", "007", "s1", "PA", ["a", "b"], "train", ["masks/a.png"]),
         ("/far/b.png", "/far/b.png", None, None, [], "val", []),
         ("s3://bucket/c.png", "8", None, None, ["c"], "test", ["s3://bucket/m.png"])]
     assert [row["absent"] for row in rows] == [["c"], [], ["a", "b"]]
@@ -498,7 +498,7 @@ def test_manifest_of_csv(fill, tmp_path, monkeypatch):
     assert loaded.structures == ("mask",)
     monkeypatch.setattr(faults, "WAITS", ())
     with pytest.raises(faults.StorageUnavailable):
-        manifest.SOURCE.load({"uri": "/far/b.png"}, settings)
+        manifest.SOURCE.load({"path": "/far/b.png"}, settings)
 
 
 def test_manifest_that_tells_what_is_absent(fill):
