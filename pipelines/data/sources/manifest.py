@@ -11,6 +11,8 @@ is absent; a row without labels is unlabelled. So is a DICOM file that no row na
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from cluster.errors import UserError
 from cluster.faults import retried
 from pipelines.data.files import BATCH, as_manifest, connect, read_image
 from pipelines.data.findings import states
+from pipelines.data.listing import listing_hash
 from pipelines.data.own_set import OwnSet, read_set, within
 from pipelines.data.own_table import STATES, OwnTable
 from pipelines.data.public_set import Card, Tree
@@ -70,6 +73,15 @@ class Manifest:
                 "patient_id": named or image.patient or told.get("patient_id") or path,
                 "study_id": image.study or told.get("study_id"), "view": told.get("view") or image.view,
                 "refused": image.refused}
+
+    def description_hash(self, settings: Data) -> str:
+        """A hash of what `describe` joins to DICOM files; "" for a list whose rows name files."""
+        described = _set(settings)
+        if described.key_is == "path":
+            return ""
+        index, table = _by_key(settings.root or "")
+        joined = [described.key_is, described.patient != OwnSet.patient, list(index), listing_hash(table)]
+        return hashlib.sha256(json.dumps(joined).encode()).hexdigest()[:16]
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         base = _set(settings).folder()

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from cluster.storage import Folder
+from pipelines.data import manifest
 from pipelines.data.convert import Convert
 from pipelines.data.listing import list_images, listing_hash, present_uri
 from pipelines.data.manifest import write_manifest
@@ -137,6 +138,53 @@ def archive(tmp_path, film):
         "table: list.csv\nimages: pacs\nkey: Acc\nkey_is: AccessionNumber\nlabels: Findings\nseparator: ';'\n"
         "split: Part\nlicence: ours\n")
     return tmp_path
+
+
+LIST = "Acc,Findings,Part,patient_id,mask,Who\nA0,Edema;Mass,train,P0,m.png,P0\nA1,,test,P1,,P1\nA2,Mass,,P2,,P2\n"
+KEYED = """\
+table: list.csv
+images: ../pacs
+key: Acc
+key_is: AccessionNumber
+labels: Findings
+separator: ';'
+split: Part
+"""
+
+
+@pytest.fixture(params=["manifest", "mix"])
+def looked(request, archive, monkeypatch):
+    """The hash of a list and its description, each in a folder of its own beside the same DICOM files."""
+    monkeypatch.setattr(manifest, "apart", lambda function, *args: function(*args))
+
+    def look(name, films=LIST, description=KEYED):
+        (archive / name).mkdir()
+        (archive / name / "list.csv").write_text(films)
+        (archive / name / "set.yaml").write_text(description)
+        root = f"{archive}/{name}/set.yaml"
+        chosen = {"manifest": f"data.root={root}", "mix": f"data.sets={{ours: {{source: manifest, root: {root}}}}}"}
+        return manifest.look(load_settings(f"data={request.param}", chosen[request.param]).data, 0)
+
+    return look
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("A0,Edema;Mass", "A0,Edema"), ("A1,,test", "A1,,val"), ("A1,", "A9,"), ("P2,,", "P1,,"), ("m.png", "n.png"),
+])
+def test_a_changed_table_of_dicom_files_is_noticed(looked, old, new):
+    assert looked("changed", LIST.replace(old, new)) != looked("before")
+
+
+@pytest.mark.parametrize("description", [
+    KEYED + "spellings: {Mass: Nodule}\n", KEYED.replace("AccessionNumber", "SOPInstanceUID"), KEYED + "patient: Who\n",
+])
+def test_a_changed_description_of_dicom_files_is_noticed(looked, description):
+    assert looked("changed", description=description) != looked("before")
+
+
+def test_what_nobody_reads_of_a_table_of_dicom_files_changes_nothing(looked):
+    changed = looked("changed", LIST.replace(",P1\n", ",P7\n"), KEYED + "title: Ours\nlicence: theirs\n")
+    assert changed == looked("before")
 
 
 def written(settings, tmp_path):
