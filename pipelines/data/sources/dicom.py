@@ -1,13 +1,15 @@
 """Any tree of DICOM files, with or without a suffix: patient, study and view are what the header says.
 
-A file counts as DICOM by its first bytes, or by the suffix .dcm or .dicom. One whose header cannot be read is listed
-too, for decoding to refuse with a reason; one whose header says that it is not wanted (`image.dicom_filter`) is listed
-with that reason, and its pixels are never read. DICOMDIR is left out.
+Of all files those are read that have no suffix, a number (the end of a UID), .dcm, .dicom, .ima or .img. One counts as
+DICOM by its first bytes, or by the suffix .dcm or .dicom. One whose header cannot be read is listed too, for decoding
+to refuse with a reason; one whose header says that it is not wanted (`image.dicom_filter`) is listed with that reason,
+and its pixels are never read. DICOMDIR is left out.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from pipelines.data.image import dicom_filter
 from pipelines.data.image.picture import Refused
 from pipelines.data.public_set import Card, Described, Image, Tree
 from pipelines.data.settings import Data
+from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -29,11 +32,15 @@ CARD = Card(
 )
 TAGS = ["PatientID", "StudyInstanceUID", "ViewPosition"]
 VIEWS = {"LL": "LATERAL", "RL": "LATERAL", "LAT": "LATERAL"}
+NAMES = re.compile(r"[^.]*|.*\.(\d+|dcm|dicom|ima|img)", re.IGNORECASE)  # of files that may be DICOM
 
 
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
-    """All files: which of them are DICOM, and whose, `described` tells."""
-    return (Image(path) for path in tree.files if path.rsplit("/", 1)[-1].upper() != "DICOMDIR")
+    """Files that may be DICOM by their names: which of them are, and whose, `described` tells."""
+    named = [path for path in tree.files if NAMES.fullmatch(path.rpartition("/")[2])]
+    if others := len(tree.files) - len(named):
+        say(f"{tree.root}: {others} files are left out: their suffix is none of .dcm, .dicom, .ima, .img and numbers")
+    return (Image(path) for path in named if path.rpartition("/")[2].upper() != "DICOMDIR")
 
 
 class _Stream(io.BufferedReader):

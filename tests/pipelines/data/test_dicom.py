@@ -9,6 +9,7 @@ from PIL import Image
 
 from cluster.storage import Folder
 from pipelines.data.image.picture import NOT_WANTED, Refused
+from pipelines.data.listing import list_images, listing_hash
 from pipelines.data.sources import find_source
 from pipelines.data.sources.dicom import described
 from pipelines.graph.compose import load_settings
@@ -44,6 +45,24 @@ def test_what_is_not_wanted_is_refused_by_its_header_and_its_pixels_stay_unread(
     settings.chest_only = False
     row = source.describe(row, settings)
     assert source.load(row, settings).image.std() > 5
+
+
+def test_files_of_other_suffixes_are_left_out_and_change_nothing(tmp_path, capsys):
+    """A suffix that is a number is the end of a UID."""
+    films = ("IM1", "1.2.840.113", "a.dcm", "b.DICOM", "c.IMA", "d.img")
+    for name in films:
+        (tmp_path / name).write_bytes(b"x")
+    settings = load_settings("data=dicom", f"data.root={tmp_path}").data
+    before = listing_hash(list_images(settings, 0))
+    assert "left out" not in capsys.readouterr().err
+    for name in ("notes.txt", "Thumbs.db", "DICOMDIR", "a.dcm.json"):
+        (tmp_path / name).write_bytes(b"x")
+    listed = list_images(settings, 0)
+    assert set(listed["path"].to_pylist()) == set(films)
+    assert listing_hash(listed) == before
+    assert "3 files are left out" in capsys.readouterr().err
+    (tmp_path / "IM2").write_bytes(b"x")
+    assert listing_hash(list_images(settings, 0)) != before
 
 
 def test_a_fault_of_the_storage_is_not_taken_for_another_patient(tmp_path):

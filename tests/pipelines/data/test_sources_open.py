@@ -63,8 +63,7 @@ def picture(value: int = 0, size: int = 32) -> bytes:
 
 @pytest.mark.parametrize("module", TREES)
 def test_an_empty_folder_names_the_set_and_where_it_is_given_out(module, fill):
-    without = [] if module is dicom else ["README.md", "other/x.txt"]  # of DICOM only headers tell which files are it
-    for settings in (fill(), fill(*without)):
+    for settings in (fill(), fill("README.md", "other/x.txt")):
         with pytest.raises(ValueError, match="holds no") as error:
             module.SOURCE.manifest(settings, 0)
         assert module.CARD.title in str(error.value)
