@@ -18,6 +18,7 @@ from pipelines.data.image import dicom_filter
 from pipelines.data.image.picture import Refused
 from pipelines.data.public_set import Card, Described, Image, Tree
 from pipelines.data.settings import Data
+from pipelines.data.watched import WatchedFile
 from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
@@ -65,11 +66,12 @@ def read_header_of(folder: Folder, path: str, settings: Data, key: str = "SOPIns
         key: keyword of the element; "" where the header has none, or cannot be read.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the storage failed.
+        MemoryError: there is not enough of it.
     """
     from pipelines.data.image.dicom import read_header
 
-    with folder.filesystem.open_input_file(f"{folder.path}/{path}") as file:
+    with WatchedFile(folder, path) as file:
         stream = _Stream(file, 1 << 16)
         head = stream.read(132)
         if not (head[128:] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00")  # the first group, with no head
@@ -82,9 +84,11 @@ def read_header_of(folder: Folder, path: str, settings: Data, key: str = "SOPIns
             image = Image(path, patient=patient, study=study, refused=_refused(header, settings),
                           view=VIEWS.get(view.upper(), view.upper()) if view else None)
             return image, str(header.get(key) or "").strip()
-        except OSError:  # the storage's, not this file's: without its header it would count as another patient's
+        except MemoryError:  # says nothing against the file, which without its header would be another patient's
             raise
-        except Exception:  # pydicom's parser raises many kinds
+        except Exception:  # pydicom's parser raises many kinds, OSError too
+            if file.fault:
+                raise file.fault from None
             return Image(path), ""
 
 

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image as Picture
 
 from cluster import faults
+from cluster.storage import Folder
+from pipelines.data.image.picture import Refused
 from pipelines.data.public_set import Tree
 from pipelines.data.settings import Data
 from pipelines.data.sources import (
@@ -377,6 +380,29 @@ def test_huggingface_with_classes(fill, tmp_path):
     for k in range(3):  # in both row groups
         loaded = huggingface.SOURCE.load(rows[k], settings)
         np.testing.assert_array_equal(loaded.image, np.asarray(Picture.open(io.BytesIO(picture(k)))))
+
+
+def test_huggingface_tells_a_corrupt_row_group_from_a_fault_of_the_storage(fill, monkeypatch):
+    monkeypatch.setattr(faults, "WAITS", ())
+    content = bytearray(parquet({}, rows=4))
+    images = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(0).column(0)
+    page = images.dictionary_page_offset or images.data_page_offset
+    content[page + 40 : page + images.total_compressed_size] = b"\xff" * (images.total_compressed_size - 40)
+    settings = fill(size=32, files={"a.parquet": bytes(content)})
+    rows = listed(settings)
+    with pytest.raises(Refused) as refused:
+        huggingface.SOURCE.load(rows[0], settings)
+    assert refused.value.reason == "decoder_error"
+    assert huggingface.SOURCE.load(rows[2], settings).width == 32, "of the next row group"
+
+    class Unplugged(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError("the mount is gone")
+
+    monkeypatch.setattr(Folder, "filesystem", SimpleNamespace(
+        open_input_file=lambda path: pa.PythonFile(Unplugged(content), mode="r")))
+    with pytest.raises(faults.StorageUnavailable, match="the mount is gone"):
+        huggingface.SOURCE.load(rows[0], settings)
 
 
 @pytest.mark.parametrize("feature", [
