@@ -16,7 +16,8 @@ and, where it has them:
 - `description_hash(settings) -> str`, where `describe` takes what it says from elsewhere than the file: a hash of that,
   a change of which makes ingest stale, too;
 - `image_folder(root) -> str`, where data.root is a file that lists the images: the folder that their paths are
-  relative to;
+  relative to, and `raw_folder(root) -> str`: the folder that they are known to lie in, else `root`: results may not
+  lie there;
 - `card`, or `cards(settings)` by the name in the column `source`: whose the set is, and under which terms.
 """
 
@@ -62,6 +63,12 @@ def image_folder(settings: Data) -> str | None:
     """The folder that the images' paths are relative to; None where there is none."""
     source: Any = find_source(settings.source)
     return source.image_folder(settings.root) if settings.root and hasattr(source, "image_folder") else settings.root
+
+
+def raw_folder(source: str, root: str) -> str:
+    """The folder that the images of a source's root lie in, and no results may."""
+    found: Any = find_source(source)
+    return found.raw_folder(root) if hasattr(found, "raw_folder") else root
 
 
 def description_hash(settings: Data) -> str:

@@ -91,7 +91,12 @@ class Manifest:
 
     def image_folder(self, root: str) -> str:
         """The folder that the paths of the list at `root` are relative to."""
-        return read_set(root).folder()
+        return _described(root).folder()
+
+    def raw_folder(self, root: str) -> str:
+        """The folder that the description names, or that is searched for DICOM files; else `root`, the list alone."""
+        described = read_set(root)
+        return described.images or (root if described.key_is == "path" else described.folder())
 
 
 def assess(listed: pa.Table, exhaustive: bool = True) -> pa.Table:
@@ -113,7 +118,13 @@ def _set(settings: Data) -> OwnSet:
     if not settings.root:
         raise UserError("data=manifest needs data.root=FILE, a CSV, TSV or Parquet file with a column path or uri, or "
                         "a YAML file that describes one")
-    return read_set(settings.root)
+    return _described(settings.root)
+
+
+@lru_cache(maxsize=16)
+def _described(root: str) -> OwnSet:
+    """The description, read once for all rows."""
+    return read_set(root)
 
 
 def _listed(described: OwnSet) -> pa.Table:

@@ -97,6 +97,27 @@ def test_what_is_wrong_with_a_description_is_told(own, old, new, match):
         list_images(own(DESCRIPTION.replace(old, new)), 0)
 
 
+@pytest.mark.parametrize("data", ["data=manifest data.root={}/set.yaml",
+                                  "data=mix data.sets={{ours:{{source:manifest,root:{}/set.yaml}}}}"])
+@pytest.mark.parametrize(("description", "folder"), [
+    ("table: films.csv\nimages: xrays\n", "xrays"), ("table: films.csv\nimages: xrays\n", "xrays/deeper"),
+    ("table: films.csv\nkey: K\nkey_is: AccessionNumber\n", "run"),
+])
+def test_results_lie_among_no_images_of_an_own_set(tmp_path, data, description, folder):
+    (tmp_path / "set.yaml").write_text(description)
+    storage, _, name = f"{tmp_path}/{folder}".rpartition("/")
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*lie in one another"):
+        load_settings(*data.format(tmp_path).split(), f"storage={storage}", f"name={name}")
+
+
+def test_results_may_lie_beside_a_list_whose_images_may_be_anywhere(tmp_path):
+    (tmp_path / "films.csv").write_text("path\n")
+    (tmp_path / "set.yaml").write_text("table: films.csv\n")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for root in ("set.yaml", "films.csv", "missing.yaml", "binary.yaml"):
+        load_settings("data=manifest", f"data.root={tmp_path}/{root}", f"storage={tmp_path}", "name=run")
+
+
 @pytest.mark.parametrize("file", ["films.csv", "set.yaml"])
 def test_a_moved_list_changes_nothing(tmp_path, file):
     """Moved after the manifest was written: rows name images and masks where they lie now."""
