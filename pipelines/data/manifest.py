@@ -21,7 +21,7 @@ from pipelines.data.files import fair_draw
 from pipelines.data.headers import HEADERS, list_headers, read_headers
 from pipelines.data.listing import list_images, listing_hash
 from pipelines.data.settings import Data
-from pipelines.data.sources import find_source
+from pipelines.data.sources import description_hash, find_source
 from pipelines.tables.parquet import read_columns, shard_count, write_shard
 from pipelines.tables.schemas import PLACED
 
@@ -30,7 +30,9 @@ _lists: dict[str, tempfile.TemporaryDirectory] = {}  # what a command listed, un
 
 
 def look(settings: Data, seed: int) -> str:
-    """A hash of what the source lists now; the list is kept for `write_manifest`.
+    """A hash of the images that the source lists now and of all that it says of them.
+
+    The list is kept for `write_manifest`.
 
     Raises:
         UserError: the set is not there, or is not whole.
@@ -62,7 +64,7 @@ def write_manifest(out: Folder, settings: Data, seed: int, storage: Folder) -> i
 def _list(settings: Data, seed: int, aside: str) -> str:
     table = list_images(settings, seed)
     feather.write_feather(table, _file(aside), compression="uncompressed")
-    return listing_hash(table)
+    return "-".join(filter(None, (listing_hash(table), description_hash(settings))))
 
 
 def _list_headers(out: Folder, aside: str) -> int:

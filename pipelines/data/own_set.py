@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from typing import Any, Literal
 
 from cluster.errors import UserError
@@ -88,7 +87,6 @@ class OwnSet:
 DEFAULTS = {item.name: item.default for item in fields(OwnSet)}
 
 
-@lru_cache(maxsize=16)
 def read_set(root: str) -> OwnSet:
     """The description at `root`, with absolute paths; a table there is one whose columns have the usual names.
 
@@ -114,7 +112,7 @@ def read_set(root: str) -> OwnSet:
             given["masks"] = given["masks"] or {}
         values: Any = OmegaConf.to_container(OmegaConf.merge(
             OmegaConf.structured(schema(OwnSet)), {key: value for key, value in given.items() if key != "masks"}))
-    except (OmegaConfBaseException, YAMLError, TypeError, AttributeError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise UserError(f"{root} describes no set: {error}") from error
     found = OwnSet(**values | ({"masks": given["masks"]} if "masks" in given else {}))
     found.check(root)

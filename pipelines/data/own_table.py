@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
 from pipelines.data.files import BATCH
-from pipelines.data.own_set import DEFAULTS, OwnSet, read_bytes, within
+from pipelines.data.own_set import DEFAULTS, OwnSet, read_bytes
 from pipelines.data.public_set import read_csv
 
 if TYPE_CHECKING:
@@ -84,11 +84,10 @@ class OwnTable:
         told = {field: row[column] for field, column in self.columns.items() if column}
         text = {field: str(told[field]) if told.get(field) not in (None, "") else None
                 for field in ("patient", "study", "view")}
-        base = self.described.folder()
         return {
             "key": str(row[self.key]), "patient_id": text["patient"], "study_id": text["study"], "view": text["view"],
             "split": self._split(told, row), **self._findings(told, row),
-            "masks": [{"name": structure, "path": within(base, row[column]), "rle": None}
+            "masks": [{"name": structure, "path": row[column], "rle": None}
                       for structure, column in self.masks.items() if row[column]],
         }
 

@@ -83,16 +83,18 @@ class Data:
                          if isinstance(own, dict) and own.get("root") else own for name, own in self.sets.items()}
 
     @property
-    def roots(self) -> list[str]:
-        """Where the images lie, of a mix those of its sets that say where."""
-        own = self.sets.values() if isinstance(self.sets, dict) else ()
-        return [root for root in (self.root, *(options.get("root") for options in own if options)) if root]
+    def roots(self) -> list[tuple[str, str]]:
+        """Each root that is given, of a mix those of its sets too, and the source that reads it: (source, root)."""
+        own = self.sets if isinstance(self.sets, dict) else {}
+        given = [(self.source, self.root), *((options.get("source", name.replace("-", "_")), options.get("root"))
+                                             for name, options in own.items() if options)]
+        return [(source, root) for source, root in given if root]
 
     def check(self) -> None:
         positive("data", self, "images", "min_side", "max_pixels", "shard_rows")
         fraction("data", self, "val_fraction", "test_fraction", "max_bad_fraction")
         _check_sets(self.sets)
-        for root in self.roots:
+        for _, root in self.roots:
             refuse_password("data.root", root)
         require(self.near_duplicates is None or 0 <= self.near_duplicates <= 16, "data.near_duplicates",
                 self.near_duplicates, "must be between 0 and 16 (bits), or null")
@@ -110,10 +112,24 @@ class Data:
     def check_with(self, settings: Any) -> None:
         """Raise UserError where results would lie among the raw images, or the other way round."""
         run = f"{settings.storage}/{settings.name}"
-        for root in self.roots:
-            if overlaps(run, root):
-                raise UserError(f"data.root={root!r} and the results in {run!r} lie in one another; choose another "
-                                "storage= or name=")
+        for source, root in self.roots:
+            folder = _raw_folder(source, root)
+            if overlaps(run, folder):
+                images = "" if folder == root else f", whose images lie in {folder!r},"
+                raise UserError(f"data.root={root!r}{images} and the results in {run!r} lie in one another; choose "
+                                "another storage= or name=")
+
+
+def _raw_folder(source: str, root: str) -> str:
+    """Where the images lie; the root itself where only a file says so that is not on this disk, or is wrong."""
+    from pipelines.data.sources import raw_folder
+
+    if not os.path.isfile(root):
+        return root
+    try:
+        return raw_folder(source, root)
+    except UserError:  # told when the set is looked at
+        return root
 
 
 def _resolved(source: str | None, root: str | None, base: str = "") -> str | None:

@@ -13,6 +13,11 @@ and, where it has them:
 
 - `describe(row, settings) -> row or None`, of rows listed without a `patient_id`, since only the file tells (DICOM
   headers): the row with what the file says, None where it is no image; run by workers, shard by shard;
+- `description_hash(settings) -> str`, where `describe` takes what it says from elsewhere than the file: a hash of that,
+  a change of which makes ingest stale, too;
+- `image_folder(root) -> str`, where data.root is a file that lists the images: the folder that their paths are
+  relative to, and `raw_folder(root) -> str`: the folder that they are known to lie in, else `root`: results may not
+  lie there;
 - `card`, or `cards(settings)` by the name in the column `source`: whose the set is, and under which terms.
 """
 
@@ -52,6 +57,24 @@ def find_source(name: str) -> Source:
         raise UserError(f"data.source={name!r} is not known; there are: {', '.join(sorted(own | added.keys()))}")
     found = importlib.import_module(f"{__name__}.{name}") if name in own else added[name].load()
     return cast(Source, getattr(found, "SOURCE", found))
+
+
+def image_folder(settings: Data) -> str | None:
+    """The folder that the images' paths are relative to; None where there is none."""
+    source: Any = find_source(settings.source)
+    return source.image_folder(settings.root) if settings.root and hasattr(source, "image_folder") else settings.root
+
+
+def raw_folder(source: str, root: str) -> str:
+    """The folder that the images of a source's root lie in, and no results may."""
+    found: Any = find_source(source)
+    return found.raw_folder(root) if hasattr(found, "raw_folder") else root
+
+
+def description_hash(settings: Data) -> str:
+    """A hash of what the source says of files beside its manifest and their headers; "" where that is nothing."""
+    source: Any = find_source(settings.source)
+    return source.description_hash(settings) if hasattr(source, "description_hash") else ""
 
 
 def cards_of(settings: Data) -> dict[str, Card]:

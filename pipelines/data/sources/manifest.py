@@ -11,6 +11,8 @@ is absent; a row without labels is unlabelled. So is a DICOM file that no row na
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from cluster.errors import UserError
 from cluster.faults import retried
 from pipelines.data.files import BATCH, as_manifest, connect, read_image
 from pipelines.data.findings import states
+from pipelines.data.listing import listing_hash
 from pipelines.data.own_set import OwnSet, read_set, within
 from pipelines.data.own_table import STATES, OwnTable
 from pipelines.data.public_set import Card, Tree
@@ -71,9 +74,29 @@ class Manifest:
                 "study_id": image.study or told.get("study_id"), "view": told.get("view") or image.view,
                 "refused": image.refused}
 
+    def description_hash(self, settings: Data) -> str:
+        """A hash of what `describe` joins to DICOM files; "" for a list whose rows name files."""
+        described = _set(settings)
+        if described.key_is == "path":
+            return ""
+        index, table = _by_key(settings.root or "")
+        joined = [described.key_is, described.patient != OwnSet.patient, list(index), listing_hash(table)]
+        return hashlib.sha256(json.dumps(joined).encode()).hexdigest()[:16]
+
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
-        folder, _, name = row["uri"].rpartition("/")
-        return read_image(folder, name, row, settings, listed=False)
+        base = _set(settings).folder()
+        folder, _, name = within(base, row["path"]).rpartition("/")
+        masks = [mask | {"path": within(base, mask["path"])} for mask in row.get("masks") or ()]
+        return read_image(folder, name, {**row, "masks": masks}, settings, listed=False)
+
+    def image_folder(self, root: str) -> str:
+        """The folder that the paths of the list at `root` are relative to."""
+        return _described(root).folder()
+
+    def raw_folder(self, root: str) -> str:
+        """The folder that the description names, or that is searched for DICOM files; else `root`, the list alone."""
+        described = read_set(root)
+        return described.images or (root if described.key_is == "path" else described.folder())
 
 
 def assess(listed: pa.Table, exhaustive: bool = True) -> pa.Table:
@@ -95,7 +118,13 @@ def _set(settings: Data) -> OwnSet:
     if not settings.root:
         raise UserError("data=manifest needs data.root=FILE, a CSV, TSV or Parquet file with a column path or uri, or "
                         "a YAML file that describes one")
-    return read_set(settings.root)
+    return _described(settings.root)
+
+
+@lru_cache(maxsize=16)
+def _described(root: str) -> OwnSet:
+    """The description, read once for all rows."""
+    return read_set(root)
 
 
 def _listed(described: OwnSet) -> pa.Table:

@@ -17,7 +17,7 @@ from cluster.errors import UserError
 from pipelines.data.files import fair_draw
 from pipelines.data.public_set import Card
 from pipelines.data.settings import Data
-from pipelines.data.sources import cards_of, find_source
+from pipelines.data.sources import cards_of, description_hash, find_source
 from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
@@ -65,6 +65,10 @@ class Mix:
         name, part = self._part_of(row, settings)
         told = cast(Any, find_source(part.source)).describe(row, part)
         return told and told | {"source": row["source"], "patient_id": f"{name}/{told['patient_id']}"}
+
+    def description_hash(self, settings: Data) -> str:
+        """Those of its sets."""
+        return "-".join(filter(None, (description_hash(part) for _, part in self._parts(settings))))
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         _, part = self._part_of(row, settings)

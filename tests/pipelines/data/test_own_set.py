@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from cluster.storage import Folder
-from pipelines.data.listing import list_images
+from pipelines.data import manifest
+from pipelines.data.convert import Convert
+from pipelines.data.listing import list_images, listing_hash, present_uri
 from pipelines.data.manifest import write_manifest
 from pipelines.data.sources import cards_of, find_source
 from pipelines.graph.compose import load_settings
@@ -95,6 +97,56 @@ def test_what_is_wrong_with_a_description_is_told(own, old, new, match):
         list_images(own(DESCRIPTION.replace(old, new)), 0)
 
 
+@pytest.mark.parametrize("data", ["data=manifest data.root={}/set.yaml",
+                                  "data=mix data.sets={{ours:{{source:manifest,root:{}/set.yaml}}}}"])
+@pytest.mark.parametrize(("description", "folder"), [
+    ("table: films.csv\nimages: xrays\n", "xrays"), ("table: films.csv\nimages: xrays\n", "xrays/deeper"),
+    ("table: films.csv\nkey: K\nkey_is: AccessionNumber\n", "run"),
+])
+def test_results_lie_among_no_images_of_an_own_set(tmp_path, data, description, folder):
+    (tmp_path / "set.yaml").write_text(description)
+    storage, _, name = f"{tmp_path}/{folder}".rpartition("/")
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*lie in one another"):
+        load_settings(*data.format(tmp_path).split(), f"storage={storage}", f"name={name}")
+
+
+def test_results_may_lie_beside_a_list_whose_images_may_be_anywhere(tmp_path):
+    (tmp_path / "films.csv").write_text("path\n")
+    (tmp_path / "set.yaml").write_text("table: films.csv\n")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for root in ("set.yaml", "films.csv", "missing.yaml", "binary.yaml"):
+        load_settings("data=manifest", f"data.root={tmp_path}/{root}", f"storage={tmp_path}", "name=run")
+
+
+@pytest.mark.parametrize("file", ["films.csv", "set.yaml"])
+def test_a_moved_list_changes_nothing(tmp_path, file):
+    """Moved after the manifest was written: rows name images and masks where they lie now."""
+    here = tmp_path / "here"
+    (here / "pictures").mkdir(parents=True)
+    for k, name in enumerate(("a.png", "b.png", "c.png", "mask.png")):
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (40, 40), np.uint8)).save(here / "pictures" / name)
+    base = "pictures/" if file == "films.csv" else ""
+    (here / "films.csv").write_text("path,mask\n" + "".join(f"{base}{k}.png,{base}mask.png\n" for k in "abc"))
+    (here / "set.yaml").write_text("table: films.csv\nimages: pictures\n")
+    before = load_settings("data=manifest", f"data.root={here}/{file}", "data.size=32").data
+    listed = list_images(before, 0)
+    write_manifest(Folder(str(tmp_path / "ingest" / "manifest")), before, 0, Folder(str(tmp_path)))
+    there = here.rename(tmp_path / "there")
+    moved = load_settings("data=manifest", f"data.root={there}/{file}", "data.size=32").data
+    assert listing_hash(list_images(moved, 0)) == listing_hash(listed)
+    convert = Convert(Folder(str(tmp_path / "ingest")), moved)
+    rows = convert.rows(0)
+    assert [row["uri"] for row in rows] == [f"{there}/pictures/{k}.png" for k in "abc"]
+    assert [convert.one(row)["structures"] for row in rows] == [("mask",)] * 3
+
+
+def test_uris_of_films_found_by_their_headers_do_not_tell_where_the_archive_lies(archive):
+    settings = load_settings("data=manifest", f"data.root={archive}/set.yaml").data
+    uris = list_images(settings, 0)["uri"].to_pylist()
+    assert "0/IM1" in uris
+    assert present_uri("0/IM1", settings) == f"{archive}/pacs/0/IM1"
+
+
 @pytest.fixture
 def archive(tmp_path, film):
     """DICOM films of six people, two of them in no row of the list; findings are listed by AccessionNumber."""
@@ -107,6 +159,53 @@ def archive(tmp_path, film):
         "table: list.csv\nimages: pacs\nkey: Acc\nkey_is: AccessionNumber\nlabels: Findings\nseparator: ';'\n"
         "split: Part\nlicence: ours\n")
     return tmp_path
+
+
+LIST = "Acc,Findings,Part,patient_id,mask,Who\nA0,Edema;Mass,train,P0,m.png,P0\nA1,,test,P1,,P1\nA2,Mass,,P2,,P2\n"
+KEYED = """\
+table: list.csv
+images: ../pacs
+key: Acc
+key_is: AccessionNumber
+labels: Findings
+separator: ';'
+split: Part
+"""
+
+
+@pytest.fixture(params=["manifest", "mix"])
+def looked(request, archive, monkeypatch):
+    """The hash of a list and its description, each in a folder of its own beside the same DICOM files."""
+    monkeypatch.setattr(manifest, "apart", lambda function, *args: function(*args))
+
+    def look(name, films=LIST, description=KEYED):
+        (archive / name).mkdir()
+        (archive / name / "list.csv").write_text(films)
+        (archive / name / "set.yaml").write_text(description)
+        root = f"{archive}/{name}/set.yaml"
+        chosen = {"manifest": f"data.root={root}", "mix": f"data.sets={{ours: {{source: manifest, root: {root}}}}}"}
+        return manifest.look(load_settings(f"data={request.param}", chosen[request.param]).data, 0)
+
+    return look
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("A0,Edema;Mass", "A0,Edema"), ("A1,,test", "A1,,val"), ("A1,", "A9,"), ("P2,,", "P1,,"), ("m.png", "n.png"),
+])
+def test_a_changed_table_of_dicom_files_is_noticed(looked, old, new):
+    assert looked("changed", LIST.replace(old, new)) != looked("before")
+
+
+@pytest.mark.parametrize("description", [
+    KEYED + "spellings: {Mass: Nodule}\n", KEYED.replace("AccessionNumber", "SOPInstanceUID"), KEYED + "patient: Who\n",
+])
+def test_a_changed_description_of_dicom_files_is_noticed(looked, description):
+    assert looked("changed", description=description) != looked("before")
+
+
+def test_what_nobody_reads_of_a_table_of_dicom_files_changes_nothing(looked):
+    changed = looked("changed", LIST.replace(",P1\n", ",P7\n"), KEYED + "title: Ours\nlicence: theirs\n")
+    assert changed == looked("before")
 
 
 def written(settings, tmp_path):
