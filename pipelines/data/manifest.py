@@ -23,7 +23,7 @@ from pipelines.data.listing import list_images, listing_hash
 from pipelines.data.settings import Data
 from pipelines.data.sources import description_hash, find_source
 from pipelines.tables.parquet import read_columns, shard_count, write_shard
-from pipelines.tables.schemas import PLACED
+from pipelines.tables.schemas import HASHED_MANIFEST
 
 WHOLE = "manifest.json"  # marks the manifest as whole
 _lists: dict[str, tempfile.TemporaryDirectory] = {}  # what a command listed, until its manifest is written
@@ -77,7 +77,7 @@ def _commit(out: Folder, settings: Data, salt: identifiers.Salt, aside: str) -> 
     listed = feather.read_table(_file(aside))
     told = identifiers.hide(listed.filter(pc.is_valid(listed["patient_id"])), salt)
     if told.num_rows < listed.num_rows:
-        told = fair_draw(pa.concat_tables([told, read_columns(out / HEADERS, PLACED.names)]), settings.images)
+        told = fair_draw(pa.concat_tables([told, read_columns(out / HEADERS, HASHED_MANIFEST.names)]), settings.images)
     if not told.num_rows:
         raise UserError(f"data.root={settings.root!r}: none of its {listed.num_rows} files is an image of "
                         f"data={settings.source}")

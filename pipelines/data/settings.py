@@ -28,52 +28,53 @@ def _without_roots(sets: Any) -> Any:
 
 @dataclass
 class Data:
-    """Where images come from and what they become."""
+    """Source of the images, cleaning, splits."""
 
     source: str = MISSING
-    """Module of pipelines.data.sources that reads the set."""
+    """Module of pipelines.data.sources that reads the data set."""
     root: str | None = execution(None)
-    """Folder of the images, or its URI; moving it changes nothing."""
+    """Folder of the images, or its URI; moving it makes nothing stale."""
     subset: str | None = None
-    """Which of the sets that a source holds, where it holds several."""
+    """Which subset to read, for sources with several (medmnist, configurations of huggingface)."""
     size: int = 64
     """Side of the square images, in pixels."""
     images: int | None = None
-    """How many to take, drawn fairly; null: all. The phantom has no end of them."""
+    """Number of images to use, sampled by a hash of their paths; null: all. Required for the phantom."""
     patient_regex: str | None = None
-    """Its groups (or whole match) in the relative path name the patient."""
+    """Regular expression on the relative path; its groups (or the whole match) identify the patient."""
     sets: Any = field(default=None, metadata={"outcome": _without_roots})
-    """Of a mix, those to take: names of folders below root, or for each name its source, root, subset, patient_regex
-    and images, or a YAML file that has these; null: all."""
+    """data=mix: the sets to combine, as a list of folder names below data.root, as a mapping from name to source, root,
+    subset, patient_regex and images, or as a YAML file with that mapping; null: all sets of the mix."""
     deduplicate: bool = True
-    """Move copies of a picture to quarantine."""
+    """Move duplicate images to quarantine."""
     near_duplicates: int | None = 10
-    """Of 256 bits of perceptual hash, so many may differ between copies; null: equal files only."""
+    """Images whose 256-bit perceptual hashes differ in at most this many bits are duplicates; null: only identical
+    files."""
     frontal: bool = False
-    """Take frontal views only, by what the set tells, else by aspect and symmetry."""
+    """Keep only frontal views, by the metadata of the set or else by aspect ratio and symmetry."""
     chest_only: bool = True
-    """Leave out DICOM files that name another part of the body; those that name none stay."""
+    """Skip DICOM files whose header names a body part other than the chest; files without one are kept."""
     crop_border: bool = True
-    """Leave out uniform borders: collimation, frames, padding."""
+    """Crop uniform borders: collimation, frames, padding."""
     fit: Literal["crop", "pad"] = "crop"
-    """The centre square (crop), or all of the picture on black (pad)."""
+    """crop: the centre square; pad: the whole image on black."""
     erase_text: bool = False
-    """Replace bright letters and lead markers near the edges by their ground."""
+    """Paint over bright text and lead markers near the edges with the surrounding gray."""
     val_fraction: float = 0.1
-    """Share of patients for val, where the source has no split of its own."""
+    """Fraction of patients in val, if the source has no split of its own."""
     test_fraction: float = 0.1
-    """Share of patients for test, where the source has no split of its own."""
+    """Fraction of patients in test, if the source has no split of its own."""
     min_side: int = 16
-    """Smaller images, in pixels, go to quarantine."""
+    """Images with a shorter side than this, in pixels, go to quarantine."""
     max_pixels: int = 200_000_000
-    """Larger images (decompression bombs) go to quarantine."""
+    """Images with more pixels than this (decompression bombs) go to quarantine."""
     max_bad_fraction: float = execution(0.2)
-    """A larger share of bad images stops the run."""
+    """A larger fraction of bad images stops the run."""
     shard_rows: int = 512
-    """Images in a file of a table."""
+    """Images per file of a table."""
 
     def resolve_paths(self) -> None:
-        """Make local roots mean the same in every process of a cluster."""
+        """Make local roots absolute, so that they mean the same in every process of a cluster."""
         self.root, base = _resolved(self.source, self.root), ""
         if isinstance(self.sets, str):
             base = os.path.dirname(absolute(self.sets))
@@ -110,14 +111,14 @@ class Data:
                     from error
 
     def check_with(self, settings: Any) -> None:
-        """Raise UserError where results would lie among the raw images, or the other way round."""
+        """Raise UserError if results would be stored among the raw images, or the other way round."""
         run = f"{settings.storage}/{settings.name}"
         for source, root in self.roots:
             folder = _raw_folder(source, root)
             if overlaps(run, folder):
                 images = "" if folder == root else f", whose images lie in {folder!r},"
-                raise UserError(f"data.root={root!r}{images} and the results in {run!r} lie in one another; choose "
-                                "another storage= or name=")
+                raise UserError(f"data.root={root!r}{images} and the results in {run!r} overlap; choose another "
+                                "storage= or name=")
 
 
 def _raw_folder(source: str, root: str) -> str:

@@ -32,7 +32,7 @@ MANIFEST = pa.schema([
 ])
 ONLY_LISTED = ("path", "people", "masks", "inverted", "refused", "bytes")  # what the images' table does not take over
 
-PLACED = MANIFEST.append(pa.field("place", pa.int16()))
+HASHED_MANIFEST = MANIFEST.append(pa.field("bucket", pa.int16()))
 """Of listed images whose identifiers are hashed: `place` of pipelines.data.split, which must be taken before."""
 
 QUARANTINE = pa.schema([

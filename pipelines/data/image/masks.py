@@ -1,4 +1,4 @@
-"""A source's masks, files or run lengths, as one map of numbers beside the image: 0, or those of `STRUCTURES`."""
+"""Masks of a source (files or run lengths) as one label map: 0, or the numbers of `STRUCTURES`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pipelines.data.structures import STRUCTURES
 
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP")
 ASPECT_TOLERANCE = 0.02  # of a mask's aspect ratio against its image's; its resolution may differ
-BRIGHT = 127  # masks that are JPEG have all grays; above this they mean the structure
+BRIGHT = 127  # threshold for masks stored as JPEG, which have all gray values
 
 
 def label_map(masks: Sequence[dict[str, Any]], decoded: Decoded, read: Callable[[str], bytes]) -> np.ndarray:
     """The masks of one image, cut and resized as the image was.
 
     Args:
-        masks: Structs of the manifest (name, and path or rle); where two overlap the later one counts.
-        decoded: The image.
-        read: From a mask's path to its file; raises Refused where there is none.
+        masks: structs of the manifest (name, and path or rle); where two overlap, the later one wins.
+        decoded: the image.
+        read: from a mask's path to the bytes of its file; raises Refused if there is none.
 
     Returns:
         uint8 of the image's shape.
@@ -57,12 +57,12 @@ def _bright(content: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     gray = np.asarray(image.convert("L"))
     most = int(gray.max())
-    level = most / 2 if most <= BRIGHT and image.format != "JPEG" else BRIGHT  # masks of 0 and 1 are usual, too
+    level = most / 2 if most <= BRIGHT and image.format != "JPEG" else BRIGHT  # values 0 and 1 are common, too
     return Image.fromarray((gray > level) * np.uint8(255))
 
 
 def _runs(text: str, width: int, height: int) -> Image.Image:
-    """SIIM-ACR's run lengths: pairs of gap and length, down the columns, each gap from the end of the run before."""
+    """SIIM-ACR's run lengths: pairs of gap and length, column-major, each gap from the end of the last run."""
     numbers = np.array(text.split(), np.int64).reshape(-1, 2)
     stops = numbers.sum(1).cumsum()
     if len(stops) and (numbers.min() < 0 or stops[-1] > width * height):

@@ -102,7 +102,7 @@ def test_a_record_number_cannot_be_found_by_trying_all_under_the_salt_of_the_cod
     """As was possible while the salt was the word `rayograph`."""
     import hashlib
 
-    [hashed] = {salt_of(Folder(str(tmp_path))).hashed("0000042")}
+    [hashed] = {salt_of(Folder(str(tmp_path))).hash("0000042")}
     assert hashed not in {hashlib.sha256(f"rayograph\0{k:07d}".encode()).hexdigest()[:16] for k in range(1000)}
 
 

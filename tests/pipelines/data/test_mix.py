@@ -124,7 +124,7 @@ def test_a_mix_needs_sets_and_none_of_them_is_a_mix():
 
 
 def test_results_lie_in_no_root_of_a_mix(tmp_path):
-    with pytest.raises(ValueError, match="lie in one another"):
+    with pytest.raises(ValueError, match="overlap"):
         load_settings("data=mix", f"data.sets={{jsrt: {{root: {tmp_path}/runs}}}}", f"storage={tmp_path}/runs")
 
 

@@ -106,7 +106,7 @@ def test_what_is_wrong_with_a_description_is_told(own, old, new, match):
 def test_results_lie_among_no_images_of_an_own_set(tmp_path, data, description, folder):
     (tmp_path / "set.yaml").write_text(description)
     storage, _, name = f"{tmp_path}/{folder}".rpartition("/")
-    with pytest.raises(ValueError, match=rf"{tmp_path}.*lie in one another"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*overlap"):
         load_settings(*data.format(tmp_path).split(), f"storage={storage}", f"name={name}")
 
 
