@@ -1,7 +1,7 @@
-"""Stage `sample`: Ray actors share out numbered shards of the corpus.
+"""Stage `sample`: a pool of Ray actors samples the corpus in numbered shards.
 
-A shard is a range of image indices. It is computed from (seed, index) alone and committed in one atomic step, so a
-shard that is retried, or computed twice, comes to the same file: actors may die at any time.
+A shard is a range of image indices. It is a function of (seed, index) only and committed atomically, so that a shard
+that is retried or computed twice gives the same file: actors may die at any time.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from pipelines.tables.images import png
 from pipelines.tables.parquet import READERS, pending_shards, read_columns, shard_count, write_shard
 from pipelines.tables.schemas import CORPUS
 from synth.conditions import Condition, find_strategy
-from synth.settings import Sample
+from synth.settings import SampleSettings
 
-MAX_ATTEMPTS = 3  # of one shard, each ended by the death of its actor
+MAX_ATTEMPTS = 3  # of one shard, if its actors die
 
 
 @dataclass(frozen=True)
-class SamplingJob:
-    """What a sampling actor needs to know."""
+class SamplingSpec:
+    """The parameters of a sampling actor."""
 
-    settings: Sample
+    settings: SampleSettings
     seed: int
     generator: Folder  # a diffusers folder
     revision: str  # fingerprint of its training
@@ -47,86 +47,87 @@ class SamplingJob:
 
 def sample(stage: Stage) -> Metrics:
     """Returns the number of images in the corpus, images/s of this call, and the strategy."""
-    settings = stage.section(Sample)
+    settings = stage.section(SampleSettings)
     find_strategy(settings.strategy)
-    job = SamplingJob(settings, stage.seed, stage.input("train") / "generator",
-              stage.record_of("train")["fingerprint"], stage.input("latents"), stage.folder / "corpus")
-    pending = pending_shards(job.corpus, shard_count(settings.images, settings.shard_rows))
-    with bar("sample", settings.images) as shown:
-        shown.to(settings.images - sum(len(shard_range(settings, shard)) for shard in pending))
+    spec = SamplingSpec(settings, stage.seed, stage.input("train") / "generator",
+                        stage.record_of("train")["fingerprint"], stage.input("latents"), stage.folder / "corpus")
+    pending = pending_shards(spec.corpus, shard_count(settings.images, settings.shard_rows))
+    with bar("sample", settings.images) as progress:
+        progress.to(settings.images - sum(len(shard_range(settings, shard)) for shard in pending))
         done = 0
         start = time.perf_counter()
-        for event in fan_out(job, pending, stage.resources):
+        for event in fan_out(spec, pending, stage.resources):
             if event is None:
                 start = time.perf_counter()  # the actors are ready
                 continue
             done += event
-            shown.add(event)
+            progress.add(event)
         seconds = time.perf_counter() - start
-    metrics: Metrics = {"images": read_columns(job.corpus, ["image_id"]).num_rows, "strategy": settings.strategy,
+    metrics: Metrics = {"images": read_columns(spec.corpus, ["image_id"]).num_rows, "strategy": settings.strategy,
                         "steps": settings.steps, "guidance": settings.guidance}
     assert metrics["images"] == settings.images, f"{metrics['images']} of {settings.images} images in the corpus"
     return metrics | ({"images_per_second": round(done / seconds, 2)} if done else {})
 
 
-def shard_range(settings: Sample, shard: int) -> range:
+def shard_range(settings: SampleSettings, shard: int) -> range:
     """Indices of the images in a shard."""
     return range(shard * settings.shard_rows, min((shard + 1) * settings.shard_rows, settings.images))
 
 
-class Worker:
+class SamplingActor:
     """A Ray actor that keeps one generator loaded."""
 
-    def __init__(self, job: SamplingJob, threads: int | None) -> None:
+    def __init__(self, spec: SamplingSpec, threads: int | None) -> None:
         from synth.conditions import Pool
         from synth.sampler import Sampler
 
         use_cores(threads)
-        settings = job.settings
-        self.job = job
-        self.sampler = Sampler(job.generator, settings.steps, settings.guidance, settings.batch)
-        self.pool = Pool(job.latents)
+        settings = spec.settings
+        self.spec = spec
+        self.sampler = Sampler(spec.generator, settings.steps, settings.guidance, settings.batch)
+        self.pool = Pool(spec.latents)
         self.strategy = find_strategy(settings.strategy)
 
     def ready(self) -> None:
-        """Answers once the actor has started."""
+        """Returns once the actor has started."""
 
     def run(self, shard: int) -> int:
         """Sample and commit one shard.  Returns its number of images."""
-        job, indices = self.job, shard_range(self.job.settings, shard)
-        with ThreadPoolExecutor(READERS) as pool:  # reads on while images are sampled
-            read = pool.map(lambda index: self.strategy(self.pool, np.random.default_rng([job.seed, index])), indices)
-            coming, conditions = itertools.tee(read)
-            images = self.sampler.sample(coming, job.seed, indices)
+        spec, indices = self.spec, shard_range(self.spec.settings, shard)
+        with ThreadPoolExecutor(READERS) as pool:  # reads while images are sampled
+            conditions = pool.map(lambda index: self.strategy(self.pool, np.random.default_rng([spec.seed, index])),
+                                  indices)
+            to_sample, to_record = itertools.tee(conditions)
+            images = self.sampler.sample(to_sample, spec.seed, indices)
         rows = [{
             "image_id": hashlib.sha256(image.tobytes()).hexdigest()[:32],
             "image": png(image),
             "labels": self._findings(condition, PRESENT),
             "absent": self._findings(condition, ABSENT),
-            "strategy": job.settings.strategy,
+            "strategy": spec.settings.strategy,
             "source_image_ids": list(condition.sources),
-            "seed": job.seed,
+            "seed": spec.seed,
             "index": index,
-            "guidance": job.settings.guidance,
-            "steps": job.settings.steps,
-            "generator": job.revision,
-        } for index, image, condition in zip(indices, images, conditions, strict=True)]
-        write_shard(job.corpus, shard, pa.Table.from_pylist(rows, schema=CORPUS))
+            "guidance": spec.settings.guidance,
+            "steps": spec.settings.steps,
+            "generator": spec.revision,
+        } for index, image, condition in zip(indices, images, to_record, strict=True)]
+        write_shard(spec.corpus, shard, pa.Table.from_pylist(rows, schema=CORPUS))
         return len(rows)
 
     def _findings(self, condition: Condition, state: int) -> list[str]:
-        labels = zip(self.pool.label_names, condition.given["labels"], strict=True)
-        return [name for name, stated in labels if stated == state]
+        labels = zip(self.pool.label_names, condition.values["labels"], strict=True)
+        return [name for name, label in labels if label == state]
 
 
-def fan_out(job: SamplingJob, shards: list[int], resources: Resources) -> Iterator[int | None]:
+def fan_out(spec: SamplingSpec, shards: list[int], resources: Resources) -> Iterator[int | None]:
     """Run `shards` on a pool of actors, replacing actors that die.
 
     Yields None once when the actors are ready, then the number of images of each shard as it is committed.
 
     Raises:
-        UserError: more actors are asked for than the cluster has room for.
-        RuntimeError: a shard outlived MAX_ATTEMPTS actors.
+        UserError: the cluster has no room for the requested actors.
+        RuntimeError: MAX_ATTEMPTS actors died on one shard.
     """
     if not shards:
         return
@@ -134,27 +135,27 @@ def fan_out(job: SamplingJob, shards: list[int], resources: Resources) -> Iterat
     from ray.exceptions import RayActorError
 
     available = resources.gpus or resources.cpus
-    if (job.settings.actors or 0) > available:
-        raise UserError(f"sample.actors={job.settings.actors}: the cluster has {available} "
+    if (spec.settings.actors or 0) > available:
+        raise UserError(f"sample.actors={spec.settings.actors}: the cluster has {available} "
                          f"{'GPUs' if resources.gpus else 'CPUs'}")
-    count = min(job.settings.actors or max(resources.gpus, 1), len(shards))
+    count = min(spec.settings.actors or max(resources.gpus, 1), len(shards))
     cpus = resources.cpus_each(count)
     threads = None if count == 1 or resources.gpus else cpus
-    needs: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if resources.gpus else {"num_cpus": cpus}
-    actor = ray.remote(max_restarts=0, **needs)(Worker)
-    waiting, attempts = deque(shards), Counter[int]()
+    ray_options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if resources.gpus else {"num_cpus": cpus}
+    actor = ray.remote(max_restarts=0, **ray_options)(SamplingActor)
+    pending, attempts = deque(shards), Counter[int]()
     busy: dict[Any, tuple[Any, int]] = {}
 
-    def give(worker: Any) -> None:
-        if waiting:
-            shard = waiting.popleft()
+    def assign(worker: Any) -> None:
+        if pending:
+            shard = pending.popleft()
             busy[worker.run.remote(shard)] = (worker, shard)
 
-    workers = [actor.remote(job, threads) for _ in range(count)]
+    workers = [actor.remote(spec, threads) for _ in range(count)]
     ray.get([worker.ready.remote() for worker in workers])
     yield None
     for worker in workers:
-        give(worker)
+        assign(worker)
     while busy:
         [finished], _ = ray.wait(list(busy), num_returns=1)
         worker, shard = busy.pop(finished)
@@ -163,11 +164,11 @@ def fan_out(job: SamplingJob, shards: list[int], resources: Resources) -> Iterat
         except RayActorError as death:
             attempts[shard] += 1
             if attempts[shard] == MAX_ATTEMPTS:
-                raise RuntimeError(f"shard {shard} of the corpus ended {MAX_ATTEMPTS} actors; the last: {death}") \
-                    from death
-            say(f"sample: an actor died; shard {shard} is tried again")
-            waiting.appendleft(shard)
-            worker = actor.remote(job, threads)
+                raise RuntimeError(f"{MAX_ATTEMPTS} actors died on shard {shard} of the corpus; the last error: "
+                                   f"{death}") from death
+            say(f"sample: an actor died; retrying shard {shard}")
+            pending.appendleft(shard)
+            worker = actor.remote(spec, threads)
         else:
             yield images
-        give(worker)
+        assign(worker)

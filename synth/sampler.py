@@ -1,4 +1,4 @@
-"""Images from a generator, one seed an image: image k of a seed is the same in any batch, shard or number of actors."""
+"""Samples images from a generator, with one seed per image: image k is the same in any batch, shard or actor pool."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from synth.conditions import Condition
 
 
 class Sampler:
-    """A generator ready to sample in batches of one fixed size."""
+    """A loaded generator that samples in batches of fixed size."""
 
     def __init__(self, generator: Folder, steps: int, guidance: float, batch: int) -> None:
         self.steps, self.guidance, self.batch = steps, guidance, batch
@@ -33,25 +33,25 @@ class Sampler:
             self.pipeline.conditioner.to(torch.bfloat16)
 
     def sample(self, conditions: Iterable[Condition], seed: int, indices: Sequence[int]) -> np.ndarray:
-        """uint8 images (N, H, W) of the conditions, image `indices[k]` of the run `seed` each.
+        """uint8 images (N, H, W), one per condition; the noise of image k is seeded by (seed, indices[k]).
 
-        Short batches are filled up to the fixed size, so that no image depends on how many are sampled beside it.
+        Short batches are padded to the fixed size, so that no image depends on the number sampled with it.
         """
-        images, coming = [], iter(conditions)
+        images, remaining = [], iter(conditions)
         for start in range(0, len(indices), self.batch):
-            part = list(itertools.islice(coming, self.batch))
-            filled = part + [part[-1]] * (self.batch - len(part))
+            batch = list(itertools.islice(remaining, self.batch))
+            padded = batch + [batch[-1]] * (self.batch - len(batch))
             noise = [self._noise(seed, index) for index in indices[start : start + self.batch]]
             noise += [noise[-1]] * (self.batch - len(noise))
-            found = self.pipeline(
-                **{name: torch.from_numpy(np.stack([c.given[name] for c in filled]))
+            sampled = self.pipeline(
+                **{name: torch.from_numpy(np.stack([c.values[name] for c in padded]))
                    for name in self.pipeline.conditioner.shapes},
                 latents=torch.stack(noise),
                 num_inference_steps=self.steps,
                 guidance_scale=self.guidance,
                 output_type="pt",
             ).images
-            images.append((found[: len(part), 0] * 255).round().to(torch.uint8).cpu().numpy())
+            images.append((sampled[: len(batch), 0] * 255).round().to(torch.uint8).cpu().numpy())
         return np.concatenate(images)
 
     def _noise(self, seed: int, index: int) -> torch.Tensor:

@@ -10,21 +10,22 @@ from pipelines.graph.fields import execution, positive, require
 
 
 @dataclass
-class Sample:
-    """A synthetic corpus of one generator."""
+class SampleSettings:
+    """Sampling of a synthetic corpus from a generator."""
 
     images: int = MISSING
-    """In the corpus."""
+    """Images in the corpus."""
     steps: int = 20
-    """Of the sampler."""
+    """Sampling steps."""
     guidance: float = 2.0
-    """Scale of classifier-free guidance; 1 is without."""
+    """Classifier-free guidance scale; 1 disables guidance."""
     strategy: str = "reconstruction"
-    """How conditions are made from real images: reconstruction or interpolation of embeddings."""
+    """How the condition of an image is made from real images: reconstruction (one embedding) or interpolation
+    (between two)."""
     batch: int = 64
-    """Images sampled at a time."""
+    """Images per forward pass."""
     shard_rows: int = 256
-    """Images in a file of the corpus."""
+    """Images per file of the corpus."""
     actors: int | None = execution(None)
     """Ray actors that sample; null: one per GPU, or one on the CPUs."""
 

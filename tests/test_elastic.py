@@ -56,7 +56,7 @@ def test_a_node_with_notice_is_left_with_a_checkpoint_and_a_new_one_is_taken(tmp
                            f"trainer.checkpoint_every={EVERY}", "trainer.keep_checkpoints=5", stage="train")
         process = subprocess.Popen(training, env=os.environ | {"RAY_ADDRESS": cluster.address})
         wait_for(lambda: workers() == 2, process)
-        assert checkpoint.newest_whole(train / "checkpoints") is None
+        assert checkpoint.latest_complete(train / "checkpoints") is None
         subprocess.run([Path(sys.executable).parent / "ray", "drain-node", "--address", cluster.address, "--node-id",
                         node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test",
                         "--deadline-remaining-seconds", "120"], check=True)

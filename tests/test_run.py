@@ -248,7 +248,7 @@ def test_two_workers_train_save_resume_export_and_reload(copied, finished, stage
     sharding = (*SHARDED, f"trainer.zero_stage={stage}")
     snapshot = copied / "run/train/checkpoints/checkpoint_manager_snapshot.json"
     kill_when(copied, snapshot.exists, *sharding, stage="train")
-    assert "goes on" in run(copied, *sharding, stage="train")
+    assert "resuming at" in run(copied, *sharding, stage="train")
     one, two = (load_file(storage / "run/train/generator/unet/diffusion_pytorch_model.safetensors")
                 for storage in (finished, copied))
     assert one.keys() == two.keys()
@@ -300,7 +300,7 @@ def test_a_killed_actor_of_latents_loses_and_doubles_nothing(copied):
     before = table(copied, "latents")["image_id"]
     shutil.rmtree(copied / "run" / "latents")
     process = subprocess.Popen(command(copied, stage="latents"), stderr=subprocess.DEVNULL)
-    assert kill_workers(process, "MapWorker(MapBatches(Encoding))", 1) == 1
+    assert kill_workers(process, "MapWorker(MapBatches(EncodeImages))", 1) == 1
     assert process.wait(SECONDS) == 0
     assert table(copied, "latents")["image_id"] == before
 

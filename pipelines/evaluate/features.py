@@ -1,4 +1,4 @@
-"""Feature vectors of tables of images: kept in shards, gone through block by block, and draws from them."""
+"""Feature vectors of tables of images: stored in shards, iterated in blocks, and sampled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.tables.draw import draw_rows
 from pipelines.tables.images import pixels
 from pipelines.tables.parquet import AHEAD, iterate_shards, read_ahead, read_columns, read_shard, tensors, write_file
 
-BATCH = 64  # images embedded at a time
+BATCH = 64  # images embedded per forward pass
 BLOCK = 16_384  # embeddings on the device at a time
 
 
@@ -34,11 +34,11 @@ class Features:
         return len(self.ids)
 
 
-class Embedded:
-    """A table with the columns image_id and embedding (fixed-shape tensor), of which only the names are in memory.
+class EmbeddingTable:
+    """A table with the columns image_id and embedding (fixed-shape tensor); only image_id is in memory.
 
     Args:
-        split: only its rows, where it is given.
+        split: use only its rows; None: all.
     """
 
     def __init__(self, table: Folder, split: str | None = None) -> None:
@@ -49,35 +49,35 @@ class Embedded:
         return len(self.ids)
 
     def blocks(self, rows: int = BLOCK) -> Iterator[Tensor]:
-        """All embeddings in order, in blocks of about so many rows, float32 on the device."""
+        """All embeddings in order, in blocks of at least `rows` rows, float32 on the device."""
         shards = (tensors(shard, "embedding") for shard in iterate_shards(self.table, ["embedding"], self.split)
                   if shard.num_rows)
         return (torch.from_numpy(block).to(device()).float() for block in regrouped(shards, rows))
 
     def draw(self, n: int, seed: int, by: str | None = "source") -> Features:
-        """`n` rows (all where there are fewer) in random order, stratified by the column `by` where it is given."""
+        """A random sample of `n` rows (or all) in random order, stratified by the column `by` unless it is None."""
         table = draw_rows(self.table, n, seed, ["image_id", "embedding"], self.split, by)
         table = table.take(np.random.default_rng(seed).permutation(table.num_rows))
         embeddings = torch.from_numpy(tensors(table, "embedding")).to(device()).float()
         return Features(table["image_id"].to_pylist(), embeddings)
 
 
-def regrouped(parts: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    """The same rows in the same order, in parts of at least `rows` but the last."""
-    waiting: list[np.ndarray] = []
-    for part in parts:
-        waiting.append(part)
-        if sum(map(len, waiting)) >= rows:
-            yield np.concatenate(waiting)
-            waiting = []
-    if waiting:
-        yield np.concatenate(waiting)
+def regrouped(chunks: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """The same rows in the same order, in chunks of at least `rows` rows, except the last."""
+    pending: list[np.ndarray] = []
+    for chunk in chunks:
+        pending.append(chunk)
+        if sum(map(len, pending)) >= rows:
+            yield np.concatenate(pending)
+            pending = []
+    if pending:
+        yield np.concatenate(pending)
 
 
-def extract(model: Encoder, images: Folder, out: Folder) -> Embedded:
-    """Embed a table of images into `out`, shard by shard; shards that are there from before are kept.
+def extract(model: Encoder, images: Folder, out: Folder) -> EmbeddingTable:
+    """Embed a table of images into `out`, shard by shard; existing shards are reused.
 
-    Raises UserError when there is no image.
+    Raises UserError if there is no image.
     """
     def read(name: str) -> tuple[pa.ChunkedArray, np.ndarray]:
         shard = read_shard(images, name, ["image_id", "image"])
@@ -89,7 +89,7 @@ def extract(model: Encoder, images: Folder, out: Folder) -> Embedded:
         if len(ids):
             embeddings = pa.FixedShapeTensorArray.from_numpy_ndarray(embed(model, decoded, BATCH).numpy())
             write_file(out, name, pa.table({"image_id": ids, "embedding": embeddings}))
-    found = Embedded(out)
-    if not len(found):
+    embedded = EmbeddingTable(out)
+    if not len(embedded):
         raise UserError(f"{images.uri} holds no image to evaluate")
-    return found
+    return embedded

@@ -8,11 +8,11 @@ from pipelines.graph.fields import positive
 
 
 @dataclass
-class Evaluate:
-    """The synthetic corpus against real images, each figure beside its real-to-real floor."""
+class EvaluateSettings:
+    """Comparison of the synthetic corpus with real images, with a real-to-real floor for each metric."""
 
     images: int = 500
-    """Compared on each side, at most."""
+    """Maximum number of synthetic and of real images that are compared."""
     neighbours: int = 5
     """k of precision, recall, density and coverage."""
     pairs: int = 200

@@ -20,18 +20,14 @@ from pipelines.generator.autoencoder.model import load_autoencoder
 from pipelines.generator.denoiser.network import Denoiser
 from pipelines.generator.denoiser.objective import process
 from pipelines.generator.encoder.vit import load_encoder
-from pipelines.generator.latents.spec import latent_spec
+from pipelines.generator.settings import ObjectiveSettings
 from pipelines.generator.standalone.conditioner import Conditioner
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.generator.standalone.pipeline import RayographPipeline
 from pipelines.generator.standalone.pixel_vae import Pixels
-from pipelines.generator.training import checkpoint
-from pipelines.generator.training.loop import Job
-from pipelines.generator.training.sharded_state import Tensors
-from pipelines.graph.settings import Settings
 
 SOURCES = Path(__file__).parent / "standalone"
-# Classes of ours, and their modules.
+# The project's own classes, and the published modules that define them.
 CUSTOM = {Conditioner: "conditioner", Encoder: "image_encoder", Pixels: "pixel_vae"}
 DENOISERS = {"unet": UNet2DConditionModel, "transformer": PixArtTransformer2DModel}
 INDEX = "model_index.json"
@@ -46,11 +42,11 @@ def assemble(
     num_inference_steps: int,
     guidance_scale: float,
 ) -> RayographPipeline:
-    """A generator of its parts; `num_inference_steps` and `guidance_scale` become the defaults of a call."""
-    [kind] = [name for name, model in DENOISERS.items() if isinstance(denoiser.network, model)]
+    """A generator from its components; `num_inference_steps` and `guidance_scale` become the defaults of a call."""
+    [component] = [name for name, model in DENOISERS.items() if isinstance(denoiser.network, model)]
     return RayographPipeline(vae=vae, scheduler=scheduler, conditioner=denoiser.conditioner, encoder=encoder,
                              num_inference_steps=int(num_inference_steps), guidance_scale=float(guidance_scale),
-                             **{kind: denoiser.network})
+                             **{component: denoiser.network})
 
 
 def save_pipeline(folder: Path, pipeline: RayographPipeline) -> None:
@@ -73,67 +69,49 @@ def save_pipeline(folder: Path, pipeline: RayographPipeline) -> None:
             file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def export(job: Job, chosen: Folder, ema: str, autoencoder: Folder, encoder: Folder) -> int:
-    """Write train/generator, a diffusers folder with one average of a checkpoint's weights, and verify it.
-
-    Returns:
-        The denoiser's number of parameters.
-    """
-    denoiser = job.denoiser(latent_spec(job.latents)).to(device()).eval()
-    load_whole(denoiser, checkpoint.read_part(chosen, ema))
-    with tempfile.TemporaryDirectory() as staging:
-        pipeline = in_memory(job.settings, denoiser, autoencoder, encoder)
-        save_pipeline(Path(staging) / "generator", pipeline)
-        verify(Path(staging) / "generator", pipeline)
-        (job.folder / "generator").upload(f"{staging}/generator")
-    return sum(p.numel() for p in denoiser.parameters())
+def export_generator(pipeline: RayographPipeline, folder: Folder) -> None:
+    """Write a diffusers folder that samples without this project, after verifying that it reproduces `pipeline`."""
+    with tempfile.TemporaryDirectory() as staging_dir:
+        local = Path(staging_dir) / "generator"
+        save_pipeline(local, pipeline)
+        verify(local, pipeline)
+        folder.upload(str(local))
 
 
-def in_memory(settings: Settings, denoiser: Denoiser, autoencoder: Folder, encoder: Folder) -> RayographPipeline:
-    """The generator of a denoiser and of what earlier stages left, on this device."""
+def build_pipeline(denoiser: Denoiser, autoencoder: Folder, encoder: Folder, objective: ObjectiveSettings, steps: int,
+                   guidance: float) -> RayographPipeline:
+    """A generator from a denoiser and the results of earlier stages, on this process's device."""
     return assemble(
         vae=load_autoencoder(autoencoder),
         denoiser=denoiser,
-        scheduler=process(settings.objective, "cpu").scheduler(),
+        scheduler=process(objective, "cpu").scheduler(),
         encoder=load_encoder(encoder),
-        num_inference_steps=settings.validate.steps,
-        guidance_scale=settings.validate.guidance,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
     ).to(device())
-
-
-def load_whole(denoiser: Denoiser, tensors: Tensors) -> None:
-    """Load weights after checking that none is missing, of another size or not finite (RuntimeError)."""
-    expected = {name: value.shape for name, value in denoiser.state_dict().items()}
-    found = {name: value.shape for name, value in tensors.items()}
-    if found != expected:
-        raise RuntimeError(f"the checkpoint differs from the network in {sorted(expected.items() ^ found.items())[:3]}")
-    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
-    if broken:
-        raise RuntimeError(f"the checkpoint is not finite in {broken[:3]}")
-    denoiser.load_state_dict(tensors)
 
 
 def load_pipeline(folder: Path, **kwargs: Any) -> RayographPipeline:
     """Loads an export with the project's own classes: no code of the folder runs, and only safetensors are read.
 
     Args:
-        folder: what `save_pipeline` wrote.
-        kwargs: for every model's `from_pretrained`, such as `torch_dtype`.
+        folder: written by `save_pipeline`.
+        kwargs: passed to every model's `from_pretrained`, such as `torch_dtype`.
 
     Raises:
-        UserError: where the folder is no export of ours, or names a scheduler that diffusers does not have.
-        OSError: where a file is missing.
+        UserError: the folder is not an export of this project, or names a scheduler that diffusers does not have.
+        OSError: a file is missing.
     """
     index = json.loads((folder / INDEX).read_text())
     if index.get("_class_name") != ["pipeline", RayographPipeline.__name__]:
         raise UserError(f"{folder} holds {index.get('_class_name')}, not a {RayographPipeline.__name__}")
     scheduler = getattr(diffusers, index["scheduler"][1], None)
     if not isinstance(scheduler, type) or not issubclass(scheduler, SchedulerMixin):
-        raise UserError(f"{folder} names {index['scheduler'][1]}, which is no diffusers scheduler")
+        raise UserError(f"{folder} names {index['scheduler'][1]}, which is not a diffusers scheduler")
     options = {"use_safetensors": True, "low_cpu_mem_usage": is_accelerate_available(), **kwargs}
     vae = Pixels if index["vae"][1] == Pixels.__name__ else AutoencoderKL
-    kinds = {name: model for name, model in DENOISERS.items() if index[name][0]}
-    models: dict[str, Any] = {"vae": vae, "conditioner": Conditioner, "encoder": Encoder, **kinds}
+    denoisers = {name: model for name, model in DENOISERS.items() if index[name][0]}
+    models: dict[str, Any] = {"vae": vae, "conditioner": Conditioner, "encoder": Encoder, **denoisers}
     return RayographPipeline(
         scheduler=scheduler.from_pretrained(folder / "scheduler"),  # type: ignore[attr-defined]
         num_inference_steps=index["num_inference_steps"],
@@ -142,7 +120,7 @@ def load_pipeline(folder: Path, **kwargs: Any) -> RayographPipeline:
     )
 
 
-def _stored(folder: Path) -> set[str]:
+def _stored_names(folder: Path) -> set[str]:
     """Returns the names of all tensors in a component's safetensors files."""
     names: set[str] = set()
     for file in folder.glob("*.safetensors"):
@@ -151,12 +129,12 @@ def _stored(folder: Path) -> set[str]:
     return names
 
 
-def _compare(name: str, given: ModelMixin, loaded: ModelMixin) -> None:
-    """Raises RuntimeError where `loaded` has not the very parameters of `given`."""
-    ours, theirs = given.state_dict(), loaded.state_dict()
-    if ours.keys() != theirs.keys():
-        raise RuntimeError(f"{name}: the export differs in the parameters {sorted(ours.keys() ^ theirs.keys())}")
-    if differing := [key for key in ours if not torch.equal(ours[key], theirs[key])]:
+def _compare(name: str, original: ModelMixin, loaded: ModelMixin) -> None:
+    """Raises RuntimeError unless `loaded` has exactly the parameters of `original`."""
+    expected, actual = original.state_dict(), loaded.state_dict()
+    if expected.keys() != actual.keys():
+        raise RuntimeError(f"{name}: the export differs in the parameters {sorted(expected.keys() ^ actual.keys())}")
+    if differing := [key for key in expected if not torch.equal(expected[key], actual[key])]:
         raise RuntimeError(f"{name}: the export differs in the values of {differing}")
 
 
@@ -170,20 +148,20 @@ def _forward(pipeline: RayographPipeline) -> Tensor:
         return torch.rand(2, *shape, generator=generator).to(network.device)
 
     shapes = {name: latent[1:] if name == "mask" else shape[1:] for name, shape in conditioner.shapes.items()}
-    given = {name: draw(shape[0], *shapes[name]) for name, shape in conditioner.shapes.items()}
-    drop = {name: torch.tensor([False, True], device=network.device) for name in shapes}
-    tokens = conditioner(given, drop).expand(2, -1, -1).to(network.dtype)
-    noisy = conditioner.beside(draw(*latent).to(network.dtype), given, drop)
+    conditions = {name: draw(shape[0], *shapes[name]) for name, shape in conditioner.shapes.items()}
+    dropped = {name: torch.tensor([False, True], device=network.device) for name in shapes}
+    tokens = conditioner(conditions, dropped).expand(2, -1, -1).to(network.dtype)
+    noisy = conditioner.concat_mask(draw(*latent).to(network.dtype), conditions, dropped)
     timesteps = torch.tensor([1, 500], device=network.device)
     return network(noisy, timestep=timesteps, encoder_hidden_states=tokens).sample.float()
 
 
-def verify(folder: Path, made_of: RayographPipeline) -> None:
-    """Reloads an export and checks it against the pipeline it was made of, whose modules stay on their device.
+def verify(folder: Path, original: RayographPipeline) -> None:
+    """Reloads an export and compares it with the original pipeline, whose modules stay on their device.
 
     Raises:
-        RuntimeError: naming what differs: in any component a parameter that is missing, left over or not finite; in
-            denoiser and conditioner one of another shape or value, or a forward pass that gives other numbers.
+        RuntimeError: naming the difference: in any component a missing, unexpected or non-finite parameter; in the
+            denoiser and conditioner another shape or value, or a forward pass with other results.
     """
     try:
         loaded = load_pipeline(folder)
@@ -192,25 +170,25 @@ def verify(folder: Path, made_of: RayographPipeline) -> None:
     for name, model in loaded.components.items():
         if isinstance(model, ModelMixin):
             state = model.state_dict()
-            if odd := state.keys() ^ _stored(folder / name):
-                raise RuntimeError(f"{name}: the export's files lack, or have beyond the model, {sorted(odd)}")
-            if broken := [key for key, value in state.items() if not torch.isfinite(value).all()]:
-                raise RuntimeError(f"{name}: the export is not finite in {broken}")
-    trained = {name: model for name, model in made_of.components.items()
+            if differing := state.keys() ^ _stored_names(folder / name):
+                raise RuntimeError(f"{name}: the export's files and the model differ in {sorted(differing)}")
+            if non_finite := [key for key, value in state.items() if not torch.isfinite(value).all()]:
+                raise RuntimeError(f"{name}: the export is not finite in {non_finite}")
+    trained = {name: model for name, model in original.components.items()
                if name in (*DENOISERS, "conditioner") and model is not None}
     for name, model in trained.items():
-        there = getattr(loaded, name)
-        nn.Module.to(there, device=model.device, dtype=model.dtype)  # diffusers' own warns of dtypes
-        _compare(name, model, there)
+        reloaded = getattr(loaded, name)
+        nn.Module.to(reloaded, device=model.device, dtype=model.dtype)  # ModelMixin.to warns about dtypes
+        _compare(name, model, reloaded)
     modes = {model: model.training for model in trained.values()}
     try:
         for model in trained.values():
             model.eval()
-        expected = _forward(made_of)
+        expected = _forward(original)
     finally:
         for model, training in modes.items():
             model.train(training)
-    tolerance = 1e-5 if made_of.denoiser.dtype == torch.float32 else 1e-2
+    tolerance = 1e-5 if original.denoiser.dtype == torch.float32 else 1e-2
     actual = _forward(loaded)
     if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):
         worst = (actual - expected).abs().max().item()

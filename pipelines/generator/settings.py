@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from pipelines.data.structures import STRUCTURES
 from pipelines.graph.fields import execution, fraction, positive, require
-from pipelines.learning.settings import Fitting
+from pipelines.learning.settings import SmallTrainingSettings
 
 
 def not_negative(section: str, settings: Any, *names: str) -> None:
@@ -18,42 +18,42 @@ def not_negative(section: str, settings: Any, *names: str) -> None:
 
 
 @dataclass
-class Autoencoder(Fitting):
-    """diffusers AutoencoderKL: named on the Hub, or trained on the train split; or none, for diffusion of pixels."""
+class AutoencoderSettings(SmallTrainingSettings):
+    """The autoencoder, an AutoencoderKL of diffusers: from the Hub, or trained on the train split; or none."""
 
     space: Literal["latent", "pixel"] = "latent"
     """pixel: no autoencoder; the denoiser works on pixels."""
     pretrained: str | None = None
-    """Hub id or folder of an AutoencoderKL, whose weights are then used as they are."""
+    """Hub id or folder of an AutoencoderKL whose weights are used unchanged; null: trained here."""
     channels: list[int] = field(default_factory=lambda: [32, 48, 64])
-    """Of each level; the side is halved at every level but the last."""
+    """Feature channels of each resolution level; every level but the last halves the side."""
     latent_channels: int = 4
-    """Of a latent."""
+    """Channels of the latent."""
     kl_weight: float = 1e-5
-    """Of the Kullback-Leibler divergence to the standard normal."""
+    """Weight of the KL divergence from the posterior to a standard normal."""
     perceptual: str | None = None
-    """Network of MONAI's PerceptualLoss, whose weights it downloads; null: no perceptual loss."""
+    """Network of MONAI's PerceptualLoss, whose weights are downloaded; null: no perceptual loss."""
     perceptual_weight: float = 0.1
-    """Of the perceptual loss."""
+    """Weight of the perceptual loss."""
     adversarial_weight: float = 0.0
-    """Of the loss by MONAI's patch discriminator; 0: no discriminator."""
-    adversarial_after: float = 0.3
-    """Share of the training before the discriminator takes part."""
+    """Weight of the adversarial loss (MONAI's PatchGAN discriminator); 0: no discriminator."""
+    adversarial_start: float = 0.3
+    """Fraction of training after which the adversarial loss is added."""
 
     def check(self) -> None:
-        self.check_fitting("autoencoder")
+        self.check_training("autoencoder")
         not_negative("autoencoder", self, "adversarial_weight")
-        fraction("autoencoder", self, "adversarial_after")
+        fraction("autoencoder", self, "adversarial_start")
         for width in self.channels:
             require(width > 0 and width % 8 == 0, "autoencoder.channels", self.channels, "each must be a multiple of 8")
 
 
 @dataclass
-class Encoder(Fitting):
+class EncoderSettings(SmallTrainingSettings):
     """The self-supervised image encoder whose global embedding conditions the generator."""
 
     pretrained: str | None = None
-    """rad-dino, or a timm model with Hub weights; null: DINO on the train split."""
+    """rad-dino, or a timm model with Hub weights; null: trained here by DINO."""
     architecture: str = "vit_tiny_patch16_224"
     """timm vision transformer to train."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -61,37 +61,39 @@ class Encoder(Fitting):
     prototypes: int = 1024
     """Outputs of DINO's projection head."""
     local_crops: int = 2
-    """Small views of an image beside the two large ones."""
+    """Local crops per image, in addition to the two global ones."""
     teacher_momentum: float = 0.99
-    """Of the teacher's moving average at the start; it ends at 1."""
+    """Initial momentum of the EMA teacher; it rises to 1 on a cosine schedule."""
     koleo_weight: float = 0.1
-    """Of the KoLeo term, which spreads embeddings."""
+    """Weight of the KoLeo regulariser, which spreads embeddings apart."""
 
     def check(self) -> None:
-        self.check_fitting("encoder")
+        self.check_training("encoder")
         positive("encoder", self, "prototypes")
         not_negative("encoder", self, "local_crops")
         fraction("encoder", self, "teacher_momentum")
 
 
 @dataclass
-class Latents:
-    """What is kept of every encoded image."""
+class LatentsSettings:
+    """What is stored for every encoded image."""
 
     batch: int = 64
-    """Images encoded at a time."""
+    """Images encoded per forward pass."""
     patch_grid: int = 0
-    """Keep the encoder's patch features, averaged to a grid of this side; 0: none."""
+    """Store the encoder's patch features, average-pooled to a grid of this side; 0: none."""
     masks: list[str] = field(default_factory=list)
-    """Structures of the images' masks to keep, at the latents' size: left_lung, right_lung, lungs, heart and others."""
+    """Structures of the images' masks to store, at the latents' resolution: left_lung, right_lung, lungs, heart and
+    others."""
     logvar: bool | None = None
-    """Keep the width of the posteriors, half of every latent; null: where it is more than 1 % of the variance."""
+    """Store the posterior log-variances, which doubles the size of a latent; null: only if they account for more
+    than 1 % of a channel's variance."""
 
     def check(self) -> None:
         positive("latents", self, "batch")
         not_negative("latents", self, "patch_grid")
         for structure in self.masks:
-            require(structure in STRUCTURES, "latents.masks", structure, f"is none of {', '.join(STRUCTURES)}")
+            require(structure in STRUCTURES, "latents.masks", structure, f"must be one of {', '.join(STRUCTURES)}")
         require(len(set(self.masks)) == len(self.masks), "latents.masks", self.masks, "names a structure twice")
 
 
@@ -99,29 +101,30 @@ CONDITIONS = ("embedding", "patches", "labels", "mask")
 
 
 @dataclass
-class Condition:
-    """What the generator is given beside noise. A dropped condition is replaced by a learned null."""
+class ConditionSettings:
+    """What the denoiser is conditioned on. A dropped condition is replaced by a learned null token."""
 
     embedding_tokens: int = 4
-    """Cross-attention tokens that the image embedding becomes; 0: no embedding."""
+    """Cross-attention tokens that encode the image embedding; 0: no conditioning on it."""
     patches: bool = False
-    """One token for each patch feature (latents.patch_grid)."""
+    """Condition on patch features (latents.patch_grid), as one token each."""
     labels: bool = True
-    """One token for the labels, where the data have any; an image without is given the learned null."""
+    """Condition on labels, as one token; an unlabelled image gets the learned null token."""
     mask: bool = False
-    """One input channel for each structure of the masks (latents.masks)."""
+    """Condition on the mask (latents.masks), as one input channel per structure."""
     drop_all: float = 0.1
     """Probability of dropping all conditions, for classifier-free guidance."""
     drop_embedding: float = 0.05
-    """Probability of dropping the embedding alone."""
+    """Probability of dropping only the embedding."""
     drop_patches: float = 0.05
-    """Probability of dropping the patch features alone."""
+    """Probability of dropping only the patch features."""
     drop_labels: float = 0.05
-    """Probability of dropping the labels alone."""
+    """Probability of dropping only the labels."""
     drop_mask: float = 0.05
-    """Probability of dropping the mask alone."""
+    """Probability of dropping only the mask."""
     hide_findings: float = 0.2
-    """Share of images of which a random part of the findings is made unknown, so that single ones can be asked for."""
+    """Fraction of training images for which a random subset of the findings is set to unknown, so that the
+    generator can be conditioned on single findings."""
 
     @property
     def used(self) -> list[str]:
@@ -135,7 +138,7 @@ class Condition:
         fraction("condition", self, "hide_findings", "drop_all", *(f"drop_{name}" for name in CONDITIONS))
 
     def check_with(self, settings: Any) -> None:
-        latents: Latents = settings.latents
+        latents: LatentsSettings = settings.latents
         require(latents.patch_grid > 0 or not self.patches, "condition.patches", True,
                 "needs latents.patch_grid above 0")
         require(len(latents.masks) > 0 or not self.mask, "condition.mask", True,
@@ -143,27 +146,27 @@ class Condition:
 
 
 @dataclass
-class Denoiser:
-    """diffusers' UNet2DConditionModel or PixArtTransformer2DModel, with the condition in cross-attention."""
+class DenoiserSettings:
+    """diffusers' UNet2DConditionModel or PixArtTransformer2DModel, conditioned by cross-attention."""
 
     architecture: Literal["unet", "dit"] = "unet"
-    """unet, or dit (a diffusion transformer)."""
+    """unet, or dit (diffusion transformer)."""
     channels: list[int] = field(default_factory=lambda: [48, 64, 96])
-    """Of a UNet, per level."""
+    """UNet: feature channels of each resolution level."""
     attention: list[bool] = field(default_factory=lambda: [False, False, True])
-    """Whether a level of a UNet attends."""
+    """UNet: whether each level has attention."""
     layers: int = 1
-    """Of a UNet per level; of a DiT in all."""
+    """UNet: residual blocks per level; DiT: number of transformer blocks."""
     norm_groups: int = 16
-    """Of a UNet's group normalisation."""
+    """UNet: groups of group normalisation."""
     width: int = 384
-    """Of a DiT's tokens."""
+    """DiT: token width."""
     patch: int = 2
-    """Side of the squares of latent that are a DiT's tokens."""
+    """DiT: patch size, in latent pixels."""
     head_dim: int = 24
     """Width of an attention head."""
     cross_attention_dim: int = 128
-    """Width of a condition token."""
+    """Width of a conditioning token."""
 
     def check(self) -> None:
         positive("denoiser", self, "layers", "head_dim", "cross_attention_dim", "norm_groups", "width", "patch")
@@ -178,46 +181,46 @@ class Denoiser:
                     f"each must be a multiple of denoiser.norm_groups={self.norm_groups}")
 
 
-# The distributions of noise levels of each process, and the mean and deviation of the normal that they come of.
+# Noise-level distributions of each process, default first, with the mean and standard deviation of their normal.
 NOISE_LEVELS: dict[str, dict[str, tuple[float, float]]] = {
     "diffusion": {"uniform": (0.0, 1.0), "logit_normal": (0.0, 1.0)},
-    "edm": {"log_normal": (0.3, 1.0)},  # of log sigma: EDM2's -0.4 at a deviation of 0.5, for data of 1
+    "edm": {"log_normal": (0.3, 1.0)},  # of log sigma: EDM2's -0.4 for data of standard deviation 0.5, scaled to 1
     "flow": {"logit_normal": (0.0, 1.0), "uniform": (0.0, 1.0)},  # Esser et al. 2024, arXiv 2403.03206
 }
 
 
 @dataclass
-class Objective:
+class ObjectiveSettings:
     """Noise process, prediction target, loss and noise levels."""
 
     process: Literal["diffusion", "edm", "flow"] = "diffusion"
     """diffusion, edm (Karras et al. 2022) or flow (rectified flow, Liu et al. 2022)."""
     loss: Literal["l2", "l1", "huber"] = "l2"
-    """Between prediction and target."""
+    """Distance between prediction and target."""
     huber_delta: float = 1.0
-    """Beyond it the Huber loss is linear."""
+    """Absolute error above which the Huber loss is linear."""
     noise_levels: Literal["uniform", "logit_normal", "log_normal"] | None = None
-    """Distribution that noise levels are drawn from; null: the usual one of the process."""
+    """Distribution of the training noise levels; null: the default of the process."""
     level_mean: float | None = None
-    """Of the normal that noise levels come of; null: the usual one of the process."""
+    """Mean of the normal distribution behind logit_normal and log_normal; null: the default of the process."""
     level_std: float | None = None
-    """Its standard deviation."""
+    """Standard deviation of that normal distribution; null: the default of the process."""
     prediction: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
-    """What the network predicts under diffusion, as diffusers names it."""
+    """diffusion: prediction type, by its diffusers name."""
     schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
-    """Of diffusion's betas, as diffusers names it."""
+    """diffusion: beta schedule, by its diffusers name."""
     timesteps: int = 1000
-    """Of diffusion."""
+    """diffusion: number of timesteps; flow: scale of the time that the network is given."""
     beta_start: float = 0.00085
-    """First beta of diffusion."""
+    """diffusion: first beta."""
     beta_end: float = 0.012
-    """Last beta of diffusion."""
+    """diffusion: last beta."""
     min_snr: float | None = 5.0
-    """Clamp of the signal-to-noise ratio in the loss weight (Hang et al. 2023, arXiv 2303.09556); null: weight 1."""
+    """diffusion: gamma of min-SNR loss weighting (Hang et al. 2023, arXiv 2303.09556); null: no weighting."""
     sigma_min: float = 0.002
-    """Least noise of edm, where sampling ends."""
+    """edm: lowest noise level, at which sampling ends."""
     sigma_max: float = 80.0
-    """Most noise of edm, where sampling begins."""
+    """edm: highest noise level, at which sampling starts."""
 
     def check(self) -> None:
         known = NOISE_LEVELS[self.process]
@@ -230,84 +233,87 @@ class Objective:
 
 
 @dataclass
-class Trainer:
-    """Ray Train and DeepSpeed. All progress is counted in images."""
+class TrainerSettings:
+    """Training with Ray Train and DeepSpeed. All progress is counted in images."""
 
     images: int = MISSING
     """Training images seen, repeats counted."""
     batch: int = 128
-    """Images of a step, over all workers."""
+    """Global batch size: images per optimizer step, over all workers."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "constant", "inverse_sqrt"] = "cosine"
-    """Of the learning rate after the warm-up."""
+    """Learning-rate schedule after warm-up."""
     warmup_images: int = 5_000
-    """Over which the learning rate rises linearly."""
+    """Images over which the learning rate warms up linearly."""
     final_lr_fraction: float = 0.05
-    """Of the peak, where cosine ends."""
+    """cosine: final learning rate, as a fraction of the peak."""
     decay_after_images: int = 1_000_000
-    """Where inverse_sqrt begins to fall."""
+    """inverse_sqrt: images after which the learning rate starts to decay."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """AdamW weight decay."""
     beta2: float = 0.99
-    """Of Adam's second moment; 0.99 suits runs of a few thousand steps, 0.999 longer ones."""
+    """Adam's beta2; 0.99 suits runs of a few thousand steps, 0.999 longer ones."""
     grad_clip: float = 1.0
-    """Norm that gradients are clipped to."""
+    """Maximum gradient norm."""
     ema_halflife_images: list[int] = field(default_factory=lambda: [10_000])
-    """Half-lives of averages of the weights; the best by validation is exported."""
+    """Half-lives of the exponential moving averages (EMA) of the weights, in images; the EMA with the lowest
+    validation loss is exported."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Of matrix products; fp32 where the hardware does not multiply the others."""
-    best: Literal["val_loss", "val_frechet"] | None = None
-    """Export the checkpoint that is least by this; null: the last."""
-    max_skipped: int = execution(10)
+    """Mixed-precision data type of matrix products; fp32 is used if the hardware does not support the others."""
+    select_by: Literal["val_loss", "val_frechet"] | None = None
+    """Export the checkpoint with the lowest value of this metric; null: the last one."""
+    max_skipped_batches: int = execution(10)
     """Non-finite batches to skip before the run stops."""
     reader: Literal["cached", "stream"] = "cached"
-    """cached: latents in each node's memory; stream: images are encoded as they come, at any size of set."""
-    window: int = 32
-    """Shards of images that are shuffled together where they are streamed."""
+    """cached: every node memory-maps the encoded train split; stream: Ray Data encodes images during training, for
+    sets that do not fit on a node."""
+    shuffle_shards: int = 32
+    """reader=stream: number of shards in one shuffle window."""
     augment: bool = False
-    """Shift, scale and expose images a little differently in every epoch, where they are streamed."""
-    encoders: int | None = execution(None)
-    """Ray actors that encode streamed images; null: one per GPU that does not train, else one per 4 CPUs."""
+    """reader=stream: augment images with small random shifts, scalings and exposure changes."""
+    encoder_actors: int | None = execution(None)
+    """reader=stream: Ray actors that encode images; null: one per GPU not used for training, else one per 4 CPUs."""
     workers: int = execution(1)
     """Ray Train workers, one per GPU."""
     min_workers: int | None = execution(None)
-    """Go on with as few where no more are available; null: trainer.workers."""
+    """Elastic training: continue with at least this many workers when nodes are lost; null: always trainer.workers."""
     micro_batch: int | None = execution(None)
-    """Images of one forward pass of a worker, with gradient accumulation; null: all of its share."""
+    """Images per forward pass of a worker, with gradient accumulation; null: its whole share of the batch in one
+    pass."""
     zero_stage: int = execution(2)
     """DeepSpeed ZeRO stage, 0 to 3."""
     zero3_persistence: int = execution(100_000)
-    """Parameters of fewer elements stay on every worker under ZeRO-3."""
+    """ZeRO-3: parameters with fewer elements than this are not partitioned (stage3_param_persistence_threshold)."""
     offload: bool = execution(False)
-    """Keep optimizer and averages in the host's memory."""
+    """Offload optimizer states and EMAs to CPU memory."""
     activation_checkpointing: bool = execution(False)
-    """Compute activations again in the backward pass, which saves memory."""
+    """Recompute activations in the backward pass to save memory."""
     channels_last: bool = execution(True)
-    """Memory format of images and convolutions."""
+    """Use the channels_last memory format for images and convolutions."""
     compile: bool = execution(False)
-    """torch.compile of the repeated blocks."""
+    """Apply torch.compile to the repeated blocks."""
     checkpoint_every: int = execution(50_000)
     """Images between checkpoints."""
     keep_checkpoints: int = execution(2)
-    """Checkpoints kept, beside milestones."""
+    """Number of checkpoints to keep, in addition to milestones."""
     milestone_every: int | None = execution(None)
-    """Images between checkpoints that are kept for good; null: none."""
+    """Images between milestones, checkpoints that are never deleted; null: none."""
     log_every: int = execution(2_560)
     """Images between lines of metrics.jsonl."""
     profile_steps: int = execution(0)
-    """Steps to trace with torch.profiler into profile/."""
+    """Steps to trace with torch.profiler into profile/; 0: none."""
     max_failures: int = execution(3)
-    """Failures of workers before the run stops; preemptions are not counted."""
-    boards: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = field(
+    """Worker failures before the run stops; preemptions are not counted."""
+    loggers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = field(
         default_factory=lambda: ["tensorboard"], metadata={"execution": True})
-    """Where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
+    """Loggers in addition to metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
 
     def check(self) -> None:
         positive("trainer", self, "images", "batch", "lr", "workers", "min_workers", "checkpoint_every",
-                 "keep_checkpoints", "milestone_every", "log_every", "grad_clip", "decay_after_images", "window",
-                 "encoders")
-        not_negative("trainer", self, "warmup_images", "max_failures", "max_skipped", "profile_steps")
+                 "keep_checkpoints", "milestone_every", "log_every", "grad_clip", "decay_after_images",
+                 "shuffle_shards", "encoder_actors")
+        not_negative("trainer", self, "warmup_images", "max_failures", "max_skipped_batches", "profile_steps")
         fraction("trainer", self, "final_lr_fraction", "beta2")
         require(len(self.ema_halflife_images) > 0 and min(self.ema_halflife_images) > 0
                 and len(set(self.ema_halflife_images)) == len(self.ema_halflife_images), "trainer.ema_halflife_images",
@@ -327,35 +333,37 @@ class Trainer:
                     f"leaves a batch of {size} images, fewer than trainer.workers={self.workers}")
 
     def check_with(self, settings: Any) -> None:
-        validate: Validate = settings.validate
-        require(self.best != "val_frechet" or validate.frechet_images > 0, "trainer.best", "val_frechet",
+        validate: ValidateSettings = settings.validate
+        require(self.select_by != "val_frechet" or validate.frechet_images > 0, "trainer.select_by", "val_frechet",
                 "needs validate.frechet_images above 0")
-        require(self.best is None or validate.images > 0, "trainer.best", self.best, "needs validate.images above 0")
+        require(self.select_by is None or validate.images > 0, "trainer.select_by", self.select_by,
+                "needs validate.images above 0")
 
 
 @dataclass
-class Validate:
-    """What is measured of a checkpoint beside the training, on patients of the val split."""
+class ValidateSettings:
+    """Validation of checkpoints on the val split, in a separate task alongside training."""
 
     every: int | None = execution(None)
     """Images between validations; null: every checkpoint. The last one is always validated."""
     images: int = execution(512)
-    """Of the val split, at most, for the loss at fixed noise; 0: no validation."""
-    shown: int = execution(8)
-    """Images sampled for the picture."""
+    """Val images used for the validation loss (at fixed noise), at most; 0: no validation."""
+    sample_images: int = execution(8)
+    """Images in the grid of samples."""
     frechet_images: int = execution(0)
     """Images sampled for the Fréchet distance; 0: none."""
     frechet_every: int | None = execution(None)
-    """Images between Fréchet distances; null: at every validation."""
+    """Images between Fréchet distances; null: every validation."""
     batch: int = execution(64)
-    """Images computed at a time."""
+    """Images per forward pass."""
     steps: int = execution(20)
-    """Of the sampler; also the exported generator's default until a corpus is published with it."""
+    """Sampling steps; also num_inference_steps of the exported generator (publish replaces it by sample.steps)."""
     guidance: float = execution(2.0)
-    """Scale of classifier-free guidance; also the exported generator's default, as steps."""
+    """Classifier-free guidance scale; also guidance_scale of the exported generator (publish replaces it by
+    sample.guidance)."""
 
     def check(self) -> None:
         positive("validate", self, "every", "frechet_every", "batch", "steps")
-        not_negative("validate", self, "images", "shown", "frechet_images", "guidance")
+        not_negative("validate", self, "images", "sample_images", "frechet_images", "guidance")
         require(self.frechet_images == 0 or self.frechet_images >= 2, "validate.frechet_images", self.frechet_images,
                 "must be at least 2, or 0")

@@ -1,8 +1,8 @@
-"""The order in which training sees images: a function of (seed, epoch, cursor) and of nothing else.
+"""The order in which training sees images: a function of (seed, epoch, cursor) only.
 
-Every epoch is one permutation of the whole set. The cursor counts images, so a run resumes at any cursor with any
-number of workers and sees exactly the images not yet seen. `Order` is for a set in memory; `WindowedOrder` is for a set
-that is read shard by shard, and shuffles as many shards at a time as memory holds.
+Every epoch is one permutation of the data set. The cursor counts images, so that a run resumes at any cursor with any
+number of workers and sees exactly the remaining images. `Order` is for a set in memory; `WindowedOrder` is for a set
+read shard by shard, and shuffles as many shards at a time as fit in memory.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ class Order:
 
 @dataclass(frozen=True)
 class Window:
-    """The shards that are shuffled together, and which images are seen at the cursors [start, stop)."""
+    """Shards that are shuffled together, and the order of their images at cursors [start, stop)."""
 
     start: int
     stop: int
     shards: np.ndarray  # int64, ascending
-    order: np.ndarray  # int64 (stop - start,): of the images of these shards, counted shard after shard
+    order: np.ndarray  # int64 (stop - start,), indices into the concatenated shards
 
 
 class WindowedOrder:
-    """Images at any range of cursors where only a window of shards fits in memory.
+    """Shard and row of the images at any range of cursors, if only a window of shards fits in memory.
 
-    Every epoch deals the shards at random into windows of at most `window` shards (of equal number, give or take one)
-    and shuffles the images of each window. One window that holds all shards gives the order of `Order`.
+    Every epoch distributes the shards at random over windows of at most `window` shards (equal in number, up to one)
+    and shuffles the images of each window. A single window of all shards gives the order of `Order`.
 
     Args:
         shard_rows: images in each shard; 0 is allowed.
-        seed: of all shuffles.
+        seed: of all permutations.
         window: shards in memory at a time.
     """
 
@@ -89,19 +89,19 @@ class WindowedOrder:
             end = min(stop, window.stop)
             chosen = window.order[start - window.start : end - window.start]
             starts = np.cumsum(self.shard_rows[window.shards]) - self.shard_rows[window.shards]
-            of = np.searchsorted(starts, chosen, "right") - 1
-            shards.append(window.shards[of])
-            rows.append(chosen - starts[of])
+            shard_index = np.searchsorted(starts, chosen, "right") - 1
+            shards.append(window.shards[shard_index])
+            rows.append(chosen - starts[shard_index])
             start = end
         return np.concatenate(shards), np.concatenate(rows)
 
     def _window(self, epoch: int, offset: int) -> Window:
         if self._count == 1:
             return Window(epoch * self.n, (epoch + 1) * self.n, self._filled, permutation(self.n, self.seed, epoch))
-        dealt = np.array_split(self._filled[permutation(len(self._filled), self.seed, epoch)], self._count)
-        stops = np.cumsum([self.shard_rows[shards].sum() for shards in dealt])
+        windows = np.array_split(self._filled[permutation(len(self._filled), self.seed, epoch)], self._count)
+        stops = np.cumsum([self.shard_rows[shards].sum() for shards in windows])
         k = int(np.searchsorted(stops, offset, "right"))
-        shards, rows = np.sort(dealt[k]), int(self.shard_rows[dealt[k]].sum())
+        shards, rows = np.sort(windows[k]), int(self.shard_rows[windows[k]].sum())
         stop = epoch * self.n + int(stops[k])
         return Window(stop - rows, stop, shards, permutation(rows, self.seed, epoch, 1 + k))
 
@@ -114,6 +114,11 @@ def batches(total: int, batch: int, cursor: int = 0) -> Iterator[tuple[int, int]
         cursor = stop
 
 
+def share(batch: int, rank: int, world: int) -> slice:
+    """The part of a global batch of `batch` images that belongs to a rank."""
+    return slice(rank * batch // world, (rank + 1) * batch // world)
+
+
 def step_seed(seed: int, cursor: int) -> int:
-    """Seed of all randomness of the step at `cursor` images: a resumed run draws what an unbroken one does."""
+    """Seed of all randomness of the step at `cursor` images, so that a resumed run draws the same numbers."""
     return int(np.random.SeedSequence([seed, cursor]).generate_state(1, np.uint64)[0] >> 1)

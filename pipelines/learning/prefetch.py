@@ -1,4 +1,4 @@
-"""A generator run in a thread of its own, a few items ahead of the step that needs them."""
+"""Runs a generator in its own thread, a few items ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import torch
 
 T = TypeVar("T")
 
-AHEAD = 2  # items prepared before they are asked for
+AHEAD = 2  # items prepared in advance
 
 
 class Prefetcher(Generic[T]):
-    """Items of an iterable, prepared ahead; `waited` counts the seconds that its caller was kept waiting."""
+    """Iterates over items prepared in a thread; `waited` is the time in seconds that the consumer has waited."""
 
     def __init__(self) -> None:
         self.waited = 0.0
 
     def iterate(self, items: Callable[[], Iterable[T]]) -> Iterator[T]:
-        """What `items` yields in its thread; an exception there is raised here."""
+        """Yield what `items` yields in the thread; an exception there is raised here."""
         ready: queue.Queue[T | BaseException | None] = queue.Queue(AHEAD)
         stop = threading.Event()
-        index = torch.cuda.current_device() if torch.cuda.is_available() else None  # a new thread would start at 0
+        index = torch.cuda.current_device() if torch.cuda.is_available() else None  # a new thread starts with device 0
 
         def put(item: T | BaseException | None) -> None:
             while not stop.is_set():
@@ -49,9 +49,9 @@ class Prefetcher(Generic[T]):
         threading.Thread(target=prepare, daemon=True).start()
         try:
             while True:
-                asked = time.perf_counter()
+                start = time.perf_counter()
                 item = ready.get()
-                self.waited += time.perf_counter() - asked
+                self.waited += time.perf_counter() - start
                 if item is None:
                     return
                 if isinstance(item, BaseException):

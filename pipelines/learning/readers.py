@@ -1,4 +1,4 @@
-"""What the small networks train from: images read shard by shard in bounded memory, or an array in memory."""
+"""Data readers of the small networks: images read shard by shard in bounded memory, or an array in memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from cluster.session import cores
 from cluster.storage import Folder
 from pipelines.learning.order import Order, Window, WindowedOrder, batches
 from pipelines.tables.images import picture
-from pipelines.tables.parquet import column_shards, read_ahead, read_split
+from pipelines.tables.parquet import AHEAD, column_shards, read_ahead, read_split
 
-DECODED_BYTES = 1 << 30  # of decoded images in memory, whatever the set's size
-AHEAD = 2  # files read before they are decoded
+DECODED_BYTES = 1 << 30  # of decoded images in memory, whatever the size of the set
 
-Part = tuple[Folder, str | None]  # a table and the split of it, None where it has no splits
+Part = tuple[Folder, str | None]  # a table and its split, None for all rows
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,12 @@ class Batch:
 
     start: int
     stop: int
-    inputs: np.ndarray  # uint8 images (B, 1, H, W), in memory (B, H, W, 1) as convolutions want them; or (B, ...)
+    inputs: np.ndarray  # uint8 images (B, 1, H, W), in channels_last memory format; or (B, ...)
     targets: np.ndarray | None  # (B, ...)
 
 
 class Reader(Protocol):
-    """A set to learn from, in training order."""
+    """A training set, read in training order."""
 
     n: int
 
@@ -42,7 +41,7 @@ class Reader(Protocol):
 
 
 class ArrayReader:
-    """A set in memory.
+    """A training set in memory.
 
     Args:
         inputs: (N, ...).
@@ -61,16 +60,16 @@ class ArrayReader:
 
 
 class ImageReader:
-    """The images of one or several tables, shuffled in windows of shards; the next is read beside the training.
+    """The images of one or several tables, shuffled in windows of shards; the next window is loaded during training.
 
-    A set whose decoded images fit in DECODED_BYTES is one window, decoded once and kept; the order is then `Order`'s.
-    Of a larger set two windows are in memory, of half that size each.
+    A set whose decoded images fit in DECODED_BYTES is one window, decoded once, in the order of `Order`. Of a larger
+    set two windows of half that size are in memory.
 
     Args:
-        parts: tables of images of one size, and the split of each.
+        parts: tables of images of one size, each with its split.
         seed: of the order.
-        targets: (N, ...) of all images that are used, in the order of the parts and of their shards; or None.
-        used: bool, for every image of the parts; None uses all.
+        targets: (N, ...) of all used images, in the order of the parts and their shards; or None.
+        used: bool, whether each image of the parts is used; None: all.
     """
 
     def __init__(self, parts: Sequence[Part], seed: int, targets: np.ndarray | None = None,
@@ -81,14 +80,14 @@ class ImageReader:
         rows = np.array([count for *_, count in counted], np.int64)
         self._used = None if used is None else np.split(used, np.cumsum(rows)[:-1])
         if self._used is not None:
-            rows = np.array([part.sum() for part in self._used], np.int64)
+            rows = np.array([mask.sum() for mask in self._used], np.int64)
         self._starts = np.cumsum(rows) - rows
         self.n, self.targets = int(rows.sum()), targets
         assert targets is None or len(targets) == self.n, f"{len(targets)} targets of {self.n} images"
         self._shape = picture(self._encoded(int(np.flatnonzero(rows)[0]))[0]).shape
         image_bytes = int(np.prod(self._shape))
-        whole = self.n * image_bytes <= DECODED_BYTES
-        self.window = len(rows) if whole else max(1, DECODED_BYTES // 2 // (int(rows.max()) * image_bytes))
+        fits = self.n * image_bytes <= DECODED_BYTES
+        self.window = len(rows) if fits else max(1, DECODED_BYTES // 2 // (int(rows.max()) * image_bytes))
         self._order = WindowedOrder(rows.tolist(), seed, self.window)
 
     def batches(self, total: int, batch: int, cursor: int = 0) -> Iterator[Batch]:
@@ -108,20 +107,20 @@ class ImageReader:
                         _rows_of(self.targets, np.concatenate(rows)))
 
     def _rows(self, window: Window) -> np.ndarray:
-        """Of each image of a window, its row among all images."""
+        """The row among all images of each image of a window."""
         counts = self._order.shard_rows[window.shards]
         return np.concatenate([start + np.arange(count)
                                for start, count in zip(self._starts[window.shards], counts, strict=True)])
 
     def _windows(self, cursor: int, total: int) -> Iterator[tuple[Window, np.ndarray]]:
-        """Windows from that at `cursor` on with their decoded images (N, H, W, 1); the next is loaded meanwhile."""
-        with ThreadPoolExecutor(1) as beside:
+        """Windows from `cursor` on with their decoded images (N, H, W, 1); the next one is loaded in a thread."""
+        with ThreadPoolExecutor(1) as loader:
             window = self._order.window_at(cursor)
             images = self._load(window)
             while True:
                 following = self._order.window_at(window.stop)
                 same = np.array_equal(following.shards, window.shards)
-                loading = None if same or window.stop >= total else beside.submit(self._load, following)
+                loading = None if same or window.stop >= total else loader.submit(self._load, following)
                 yield window, images
                 if window.stop >= total:
                     return

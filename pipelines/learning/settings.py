@@ -1,4 +1,4 @@
-"""Settings of every small network that is trained in one process."""
+"""Settings shared by the small networks that are trained in one process."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pipelines.graph.fields import execution, positive
 
 
 @dataclass
-class Fitting:
-    """How one small network is trained in one process; shared by the autoencoder, the encoder and the classifier."""
+class SmallTrainingSettings:
+    """Training of one small network in one process; the base of the autoencoder, encoder and classifier settings."""
 
     images: int = 100_000
     """Training images seen, repeats counted."""
     max_epochs: int = 60
-    """But no more passes than these over a small set."""
+    """Upper limit on epochs, which ends training earlier on small sets."""
     batch: int = 32
-    """Images in a training step."""
+    """Images per optimizer step."""
     lr: float = 1e-3
-    """Peak learning rate, of a linear warm-up and a cosine."""
+    """Peak learning rate; linear warm-up, then cosine decay."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """AdamW weight decay."""
     beta2: float = 0.99
-    """Of Adam's second moment; 0.99 suits runs of a few thousand steps, 0.999 longer ones."""
+    """Adam's beta2; 0.99 suits runs of a few thousand steps, 0.999 longer ones."""
     checkpoint_seconds: float = execution(60.0)
-    """Between checkpoints."""
+    """Seconds between checkpoints."""
 
-    def check_fitting(self, section: str) -> None:
+    def check_training(self, section: str) -> None:
         positive(section, self, "images", "max_epochs", "batch", "lr", "checkpoint_seconds")
 
-    def total(self, n: int) -> int:
-        """Training images seen when there are `n` to see."""
+    def training_images(self, n: int) -> int:
+        """Training images seen, repeats counted, on a set of `n` images."""
         return min(self.images, self.max_epochs * n)

@@ -1,4 +1,4 @@
-"""One resumable training loop for the small networks that fit one device: autoencoder, encoder, classifier."""
+"""Resumable training loop of the small networks that fit on one device: autoencoder, encoder, classifier."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from pipelines.learning.order import step_seed
 from pipelines.learning.precision import autocast
 from pipelines.learning.readers import Batch, Reader
 from pipelines.learning.schedule import warmup_cosine
-from pipelines.learning.settings import Fitting
+from pipelines.learning.settings import SmallTrainingSettings
 from pipelines.monitor.journal import Journal
 
 Loss = Callable[[Batch, float], dict[str, Tensor]]
-CHECKPOINT = "fit.pt"
+CHECKPOINT = "checkpoint.pt"
 WARMUP_FRACTION = 0.05
 LOG_SECONDS = 5.0
 
 
-def fit(module: nn.Module, loss: Loss, settings: Fitting, reader: Reader, seed: int, folder: Folder) -> None:
-    """Train `module` for `settings.total(reader.n)` images, resuming from the folder's checkpoint where there is one.
+def train_small_network(module: nn.Module, loss: Loss, settings: SmallTrainingSettings, reader: Reader, seed: int,
+                        folder: Folder) -> None:
+    """Train `module` for `settings.training_images(reader.n)` images, resuming from the folder's checkpoint if any.
 
     Args:
-        module: All that is trained or kept in step with it; parameters that need no gradient are saved, not optimised.
-        loss: From a batch and the progress in [0, 1] to named scalars; "loss" is minimised.
-        reader: Of the images to learn from.
-        folder: Takes the checkpoint and metrics.jsonl.
+        module: everything that is trained or checkpointed; parameters with requires_grad=False are only checkpointed.
+        loss: maps a batch and the progress in [0, 1] to named scalars; "loss" is minimised.
+        reader: of the training images.
+        folder: for the checkpoint and metrics.jsonl.
 
     Raises:
-        FloatingPointError: The loss is not finite.
+        FloatingPointError: the loss is not finite.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, settings.lr, (0.9, settings.beta2), weight_decay=settings.weight_decay,
                                   fused=True)
-    cursor, total = 0, settings.total(reader.n)
+    cursor, total = 0, settings.training_images(reader.n)
     if folder.exists(CHECKPOINT):
         state = torch.load(io.BytesIO(folder.read(CHECKPOINT)), weights_only=True, map_location=device())
         module.load_state_dict(state["module"])
@@ -67,7 +68,7 @@ def fit(module: nn.Module, loss: Loss, settings: Fitting, reader: Reader, seed: 
                 raise FloatingPointError(f"the loss is {numbers['loss']} at {batch.stop} images; "
                                          "lower the learning rate")
             journal.log(batch.stop, **numbers)
-        if save:  # only what was just found finite
+        if save:  # only after the check above
             saved = now
             buffer = io.BytesIO()
             torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(), "cursor": batch.stop},

@@ -1,4 +1,4 @@
-"""diffusers models to and from a stage's folder, wherever it lies."""
+"""Saves diffusers models to a stage's folder and loads them, in local or remote storage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def save_model(folder: Folder, model: Any) -> None:
 
 
 def load_model(folder: Folder, kind: type[Model]) -> Model:
-    """The model of class `kind` that `save_model` wrote below `folder`, on the CPU, in evaluation mode."""
+    """The model of class `kind` written by `save_model` below `folder`, on the CPU, in evaluation mode."""
     with tempfile.TemporaryDirectory() as staging:
         (folder / "model").download(staging)
         return kind.from_pretrained(staging, use_safetensors=True, low_cpu_mem_usage=False).eval()  # type: ignore[attr-defined]

@@ -69,8 +69,8 @@ def ms_ssim(images: Tensor, pairs: int, seed: int) -> float:
     total = 0.0
     batch = max(1, MAX_PIXELS // (height * width))
     for start in range(0, len(left), batch):
-        part = slice(start, start + batch)
-        first, second = images[left[part]].float(), images[right[part]].float()
+        pair = slice(start, start + batch)
+        first, second = images[left[pair]].float(), images[right[pair]].float()
         values = compute_ms_ssim(first, second, 2, data_range=255.0, kernel_size=KERNEL, weights=weights)
         total += float(values.double().sum())
     return total / len(left)

@@ -16,7 +16,7 @@ def nearest_neighbours(train: Iterable[Tensor], query: Tensor) -> tuple[Tensor, 
     """Find the nearest training row of each query row, with one block of training rows in memory at a time.
 
     Args:
-        train: blocks (N_b, D) of features, as many as there are.
+        train: blocks (N_b, D) of features.
         query: (M, D) features.
 
     Returns:
@@ -34,11 +34,11 @@ def nearest_neighbours(train: Iterable[Tensor], query: Tensor) -> tuple[Tensor, 
         dtype = torch.promote_types(rows.dtype, against.dtype)
         best = best.to(dtype)
         for start, distances in distance_blocks(rows.to(dtype), against.to(dtype)):
-            found, places = distances.min(dim=1)
-            part = slice(start, start + len(found))
-            closer = found < best[part]
-            best[part] = torch.where(closer, found, best[part])
-            index[part] = torch.where(closer, places + seen, index[part])
+            nearest, nearest_rows = distances.min(dim=1)
+            queries = slice(start, start + len(nearest))
+            closer = nearest < best[queries]
+            best[queries] = torch.where(closer, nearest, best[queries])
+            index[queries] = torch.where(closer, nearest_rows + seen, index[queries])
         seen += len(against)
     if min(seen, len(query)) < 1:
         raise ValueError(f"nearest neighbours of {len(query)} query rows in {seen} training rows do not exist")

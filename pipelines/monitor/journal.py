@@ -1,25 +1,22 @@
-"""metrics.jsonl: the record that a stage keeps while it works, one JSON object per interval."""
+"""metrics.jsonl: a stage's log, one JSON object per interval."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from cluster.storage import Folder
-
-if TYPE_CHECKING:
-    pass
-
 
 JOURNAL = "metrics.jsonl"
 
 
 class Journal:
-    """metrics.jsonl of a stage: one JSON object per interval, in order of the images seen.
+    """Writes metrics.jsonl of a stage: one JSON object per interval, in order of the images seen.
 
-    A run that resumes at `images` drops what an earlier attempt wrote past that point, so no interval appears twice.
+    A run that resumes at `images` drops later entries of an earlier attempt, so that no interval appears twice.
     """
 
     def __init__(self, folder: Folder, images: int = 0) -> None:
@@ -41,14 +38,20 @@ class Journal:
                 file.write(line)
         else:
             self._lines.append(line)
-            with contextlib.suppress(OSError):  # the next one writes it, too
+            with contextlib.suppress(OSError):  # the next entry writes all lines again
                 self.folder.write(JOURNAL, "".join(self._lines).encode())
 
 
 def read_journal(folder: Folder, file: str = JOURNAL) -> list[dict[str, Any]]:
-    """All whole entries of a journal of a stage; empty when there is none."""
+    """All complete entries of a stage's journal; empty if there is none."""
     try:
         lines = folder.read(file).decode().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def median_rate(entries: Sequence[dict[str, Any]]) -> float | None:
+    """Median images/s of journal entries; None without entries."""
+    rates = sorted(entry["images_per_second"] for entry in entries)
+    return rates[len(rates) // 2] if rates else None

@@ -12,7 +12,7 @@ class PeakMemory:
     """Sample the proportional set size of the process tree every `interval` seconds while the block runs.
 
     Pages shared between processes (libraries, Ray's object store) count once. On a cluster of several machines this is
-    the memory of the driver's machine only.  `peak_mb` is of the tree, `driver_mb` of this process alone.
+    the memory of the driver's machine only.  `peak_mb` is of the process tree, `driver_mb` of this process.
     """
 
     def __init__(self, interval: float = 2.0) -> None:

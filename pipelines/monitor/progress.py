@@ -1,4 +1,4 @@
-"""What a stage shows while it works (a bar on a terminal, plain lines elsewhere) and the record it keeps."""
+"""Progress of a stage: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cluster.storage import Folder
 from pipelines.monitor.journal import JOURNAL, read_journal
 
 if TYPE_CHECKING:
-    from pipelines.monitor.boards import Board
+    from pipelines.monitor.loggers import MetricLogger
 
-LINE_SECONDS = 10.0  # between plain lines where there is no terminal
-SHOWN = ("loss", "images_per_second", "mfu")
+LINE_SECONDS = 10.0  # between plain lines without a terminal
+BAR_METRICS = ("loss", "images_per_second", "mfu")
 
 
 def say(text: str) -> None:
-    """One line for the user."""
+    """Print one line for the user, to stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -36,7 +36,7 @@ class Bar:
         self._tqdm = tqdm(total=total, desc=label, unit=f" {unit}", smoothing=0.1) if sys.stderr.isatty() else None
 
     def to(self, n: int, **values: float) -> None:
-        """Show that `n` of the total are done."""
+        """Set progress to `n` of the total."""
         if self._first is None:
             self._first = n
         if self._tqdm is not None:
@@ -46,8 +46,8 @@ class Bar:
             self._said = time.monotonic()
             rate = values.get("images_per_second") or (n - self._first) / (self._said - self._start)
             left = f", {(self.total - n) / rate:.0f} s left" if rate > 0 else ""
-            shown = "".join(f", {k} {v:.4g}" for k, v in values.items())
-            say(f"{self.label}: {n:,} of {self.total:,} {self.unit}{shown}{left}")
+            metrics = "".join(f", {k} {v:.4g}" for k, v in values.items())
+            say(f"{self.label}: {n:,} of {self.total:,} {self.unit}{metrics}{left}")
         self.n = n
 
     def add(self, n: int) -> None:
@@ -60,25 +60,25 @@ class Bar:
 
 @contextlib.contextmanager
 def bar(label: str, total: int, unit: str = "images") -> Iterator[Bar]:
-    shown = Bar(label, total, unit)
+    progress = Bar(label, total, unit)
     try:
-        yield shown
+        yield progress
     finally:
-        shown.close()
+        progress.close()
 
 
 @contextlib.contextmanager
 def follow(folder: Folder, label: str, total: int, files: Sequence[str] = (JOURNAL,),
-           boards: Sequence[str] = ("tensorboard",), since: int = 0) -> Iterator[None]:
-    """Show, and pass on to the boards, what processes elsewhere in the cluster log to the folder's journals.
+           loggers: Sequence[str] = ("tensorboard",), since: int = 0) -> Iterator[None]:
+    """Show what other processes in the cluster log to the folder's journals, and forward it to the loggers.
 
-    Entries of up to `since` images were shown before.
+    Entries of up to `since` images are skipped.
     """
-    from pipelines.monitor.boards import open_boards
+    from pipelines.monitor.loggers import open_loggers
 
-    opened = open_boards(boards, folder)
+    writers = open_loggers(loggers, folder)
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(folder, label, total, dict.fromkeys(files, since), opened, stop),
+    thread = threading.Thread(target=_follow, args=(folder, label, total, dict.fromkeys(files, since), writers, stop),
                               daemon=True)
     thread.start()
     try:
@@ -86,11 +86,11 @@ def follow(folder: Folder, label: str, total: int, files: Sequence[str] = (JOURN
     finally:
         stop.set()
         thread.join()
-        for board in opened:
-            board.close()
+        for logger in writers:
+            logger.close()
 
 
-def _follow(folder: Folder, label: str, total: int, seen: dict[str, int], boards: list[Board],
+def _follow(folder: Folder, label: str, total: int, seen: dict[str, int], loggers: list[MetricLogger],
             stop: threading.Event) -> None:
     said: set[str] = set()
 
@@ -99,7 +99,7 @@ def _follow(folder: Folder, label: str, total: int, seen: dict[str, int], boards
             said.add(text)
             say(f"{label}: {text}")
 
-    with bar(label, total) as shown:
+    with bar(label, total) as progress:
         while True:
             last = stop.wait(2.0 if folder.is_local else 15.0)
             try:
@@ -113,10 +113,10 @@ def _follow(folder: Folder, label: str, total: int, seen: dict[str, int], boards
                             say_once(warning)
                         values = {k: v for k, v in entry.items() if k != "time"}
                         if file == JOURNAL:
-                            shown.to(images, **{k: v for k, v in values.items() if k in SHOWN})
-                        for board in boards:
-                            board.log(images, values)
-            except Exception as error:  # a store or a board that is not there for now does not end the training
-                say_once(f"its progress cannot be shown ({error})")
+                            progress.to(images, **{k: v for k, v in values.items() if k in BAR_METRICS})
+                        for logger in loggers:
+                            logger.log(images, values)
+            except Exception as error:  # an unavailable storage or logger must not end training
+                say_once(f"progress cannot be shown ({error})")
             if last:
                 break

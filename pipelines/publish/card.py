@@ -1,4 +1,4 @@
-"""Cards of the published generator and corpus: origin, quality, privacy, and what they are not for."""
+"""Cards of the published generator and corpus: data, quality, privacy, intended use and limits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from huggingface_hub import DatasetCardData, ModelCardData
 
 from pipelines.graph.settings import Settings
 
-Figures = dict[str, dict[str, Any]]
+MetricsByStage = dict[str, dict[str, Any]]
 
 LIMITS = """\
 ## Intended use and limits
 For research on medical image analysis: pre-training, augmentation, method development. **Not for diagnosis.** Images
-are synthetic and may show anatomy or disease that no patient has; findings rare in the training data are rarer here.
-The memorisation check is a heuristic over embeddings and gives no guarantee of privacy in the sense of differential
-privacy."""
+are synthetic and may show anatomy or disease that no patient has; findings that are rare in the training data are even
+rarer here.
+The memorisation check is a heuristic on embeddings; it does not guarantee differential privacy."""
 
 USE_GENERATOR = """\
 ## Use
@@ -23,9 +23,9 @@ USE_GENERATOR = """\
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True)
-image = pipe().images[0]  # nothing given
-images = pipe(image=radiograph, batch_size=4).images  # around a real image
-images = pipe(embedding=embedding).images  # at a place of the embedding manifold{labels}
+image = pipe().images[0]  # unconditional
+images = pipe(image=radiograph, batch_size=4).images  # conditioned on a real image
+images = pipe(embedding=embedding).images  # conditioned on an embedding{labels}
 ```"""
 
 USE_CORPUS = """\
@@ -38,38 +38,38 @@ corpus[0]["image"], corpus[0]["labels"]
 ```"""
 
 
-def generator_card(settings: Settings, figures: Figures, record: dict[str, Any], failed: dict[str, str]) -> str:
+def generator_card(settings: Settings, metrics: MetricsByStage, record: dict[str, Any], failed: dict[str, str]) -> str:
     header = ModelCardData(license=settings.publish.license, library_name="diffusers",
                            tags=["medical", "chest-x-ray", "diffusion", "rayograph"])
-    labels = figures.get("ingest", {}).get("labels", {})
+    labels = metrics.get("ingest", {}).get("labels", {})
     known = labels and settings.condition.labels
     example = f'\nimages = pipe(labels=["{next(iter(labels))}"]).images' if known else ""
-    train, autoencoder = figures.get("train", {}), figures.get("autoencoder", {})
-    training = _table(("training", "figure"), [
+    train, autoencoder = metrics.get("train", {}), metrics.get("autoencoder", {})
+    training = _table(("training", "value"), [
         ("images seen", train.get("images")), ("loss", train.get("loss")), ("parameters", train.get("parameters")),
         ("images/s", train.get("images_per_second")), ("autoencoder PSNR, dB", autoencoder.get("psnr")),
-        ("encoder", figures.get("encoder", {}).get("weights")), ("training fingerprint", record["fingerprint"]),
+        ("encoder", metrics.get("encoder", {}).get("weights")), ("training fingerprint", record["fingerprint"]),
         ("code", " ".join(record["code"].values()))])
     return _join(header.to_yaml(), f"# {settings.name}: chest X-ray generator",
-                 f"Latent diffusion of {figures['ingest']['size']}-pixel chest X-rays, conditioned on image "
+                 f"Latent diffusion of {metrics['ingest']['size']}-pixel chest X-rays, conditioned on image "
                  "embeddings.",
-                 USE_GENERATOR.format(labels=example), _sources(settings, figures), "## Training\n" + training,
-                 _quality(figures), _privacy(failed), LIMITS)
+                 USE_GENERATOR.format(labels=example), _sources(settings, metrics), "## Training\n" + training,
+                 _quality(metrics), _privacy(failed), LIMITS)
 
 
-def corpus_card(settings: Settings, figures: Figures, record: dict[str, Any], failed: dict[str, str]) -> str:
+def corpus_card(settings: Settings, metrics: MetricsByStage, record: dict[str, Any], failed: dict[str, str]) -> str:
     header = DatasetCardData(license=settings.publish.license,
                              tags=["medical", "chest-x-ray", "synthetic", "rayograph"],
                              configs=[{"config_name": "default", "data_files": "data/*.parquet"}])
-    sampled = figures.get("sample", {})
-    making = _table(("sampling", "figure"), [
+    sampled = metrics.get("sample", {})
+    sampling = _table(("sampling", "value"), [
         ("images", sampled.get("images")), ("strategy", sampled.get("strategy")), ("steps", sampled.get("steps")),
         ("guidance", sampled.get("guidance")), ("generator (training fingerprint)", record["fingerprint"])])
     return _join(header.to_yaml(), f"# {settings.name}: synthetic chest X-rays",
-                 "Every row tells the real images its condition was made from (`source_image_ids`, hashes of content), "
-                 "its seed and its generator.",
-                 USE_CORPUS, _sources(settings, figures), "## Sampling\n" + making, _quality(figures), _privacy(failed),
-                 LIMITS)
+                 "Every row gives the real images that its condition was made from (`source_image_ids`, content "
+                 "hashes), its seed and its generator.",
+                 USE_CORPUS, _sources(settings, metrics), "## Sampling\n" + sampling,
+                 _quality(metrics), _privacy(failed), LIMITS)
 
 
 def _join(header: str, *sections: str) -> str:
@@ -77,33 +77,33 @@ def _join(header: str, *sections: str) -> str:
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    """A Markdown table of the rows whose figures are known."""
-    known = [row for row in rows if all(value is not None for value in row)]
-    lines = [head, ("---",) * len(head), *known]
+    """A Markdown table of the rows without unknown values."""
+    complete = [row for row in rows if all(value is not None for value in row)]
+    lines = [head, ("---",) * len(head), *complete]
     return "\n".join("| " + " | ".join(str(value) for value in line) + " |" for line in lines)
 
 
-def _sources(settings: Settings, figures: Figures) -> str:
-    ingest = figures.get("ingest", {})
-    return (f"## Data\nLearned from the train split of `{ingest['source']}`: {ingest.get('images', '?')} images "
-            f"of {ingest.get('patients', '?')} patients in all, split by patient ({ingest.get('splits', {})}). The "
-            "licence and the terms of the source data bind what is made from it; check them before passing this on.")
+def _sources(settings: Settings, metrics: MetricsByStage) -> str:
+    ingest = metrics.get("ingest", {})
+    return (f"## Data\nTrained on the train split of `{ingest['source']}`: {ingest.get('images', '?')} images "
+            f"of {ingest.get('patients', '?')} patients in total, split by patient ({ingest.get('splits', {})}). The "
+            "licence and terms of the source data apply to derived works; check them before sharing this.")
 
 
-def _quality(figures: Figures) -> str:
-    found = figures.get("evaluate", {})
+def _quality(metrics: MetricsByStage) -> str:
+    evaluated = metrics.get("evaluate", {})
     names = ("frechet", "precision", "recall", "density", "coverage", "ms_ssim")
     fidelity = _table(("metric", "synthetic", "real against real"),
-                      [(name, found.get(name), found.get(f"{name}_floor")) for name in names])
+                      [(name, evaluated.get(name), evaluated.get(f"{name}_floor")) for name in names])
     utility = _table(("classifier trained on", "AUC", "F1"), [
-        (arm, figures.get("finetune", {}).get(arm, {}).get("auc"), figures.get("finetune", {}).get(arm, {}).get("f1"))
+        (arm, metrics.get("finetune", {}).get(arm, {}).get("auc"), metrics.get("finetune", {}).get(arm, {}).get("f1"))
         for arm in ("real", "synthetic", "mixed")])
-    return (f"## Quality\nExtractor: {found.get('extractor', 'not measured')}; "
-            f"{found.get('dim', '?')} dimensions; N = {found.get('n', '?')}; reference: "
-            f"{found.get('reference', 'test')} split. Figures of other extractors or N do not compare.\n\n"
+    return (f"## Quality\nExtractor: {evaluated.get('extractor', 'not measured')}; "
+            f"{evaluated.get('dim', '?')} dimensions; N = {evaluated.get('n', '?')}; reference: "
+            f"{evaluated.get('reference', 'test')} split. Values for other extractors or N are not comparable.\n\n"
             f"{fidelity}\n\n{utility}")
 
 
 def _privacy(failed: dict[str, str]) -> str:
-    told = "\n".join(f"- **{gate} fails**: {why}" for gate, why in failed.items())
-    return "## Privacy\n" + (told or "The memorisation gate passed.")
+    failures = "\n".join(f"- **{gate} fails**: {reason}" for gate, reason in failed.items())
+    return "## Privacy\n" + (failures or "The memorisation gate passed.")

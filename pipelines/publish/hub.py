@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: the one module that knows it. The token comes from the environment (HF_TOKEN)."""
+"""Pushes to the Hugging Face Hub; the only module that uses its API. The token is read from HF_TOKEN."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from cluster.errors import UserError
 
 
 def push(folder: Path, repository: str, kind: str, *, private: bool) -> str:
-    """Upload a folder as one commit to a repository of `kind` model or dataset, made where it is missing.
+    """Upload a folder as one commit to a repository of type `kind` (model or dataset), created if missing.
 
-    Returns the commit's URL.  Raises UserError when there is no token or the Hub refuses it.
+    Returns the commit's URL.  Raises UserError if there is no token or the Hub rejects it.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -21,4 +21,5 @@ def push(folder: Path, repository: str, kind: str, *, private: bool) -> str:
         return api.upload_folder(folder_path=folder, repo_id=repository, repo_type=kind,
                                  commit_message="Publish from Rayograph").commit_url
     except (HfHubHTTPError, LocalTokenNotFoundError) as error:
-        raise UserError(f"the Hub refused {repository}: {error}; is HF_TOKEN set and may it write there?") from error
+        raise UserError(f"the Hub rejected {repository}: {error}; check that HF_TOKEN is set and "
+                        "has write access") from error

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Publish:
-    """Where generator and corpus go, and under what terms."""
+class PublishSettings:
+    """Where generator and corpus are published, and under which licence."""
 
     target: str = "local"
     """local, or the Hub user or organisation to push to (token from HF_TOKEN)."""
     private: bool = True
-    """Whether repositories that are made are private."""
+    """Create repositories as private."""
     license: str = "other"
-    """Of generator and corpus, as the Hub names licences."""
+    """Licence identifier of generator and corpus on the Hub."""
     allow: list[str] = field(default_factory=list)
-    """Names of gates that may fail and still be pushed."""
+    """Privacy gates whose failure does not block a push to the Hub."""
 
     def check(self) -> None:
-        """Nothing is out of range."""
+        """Every value is valid."""

@@ -1,4 +1,4 @@
-"""Stage `report`: one HTML page that stands alone, and metrics.json with every node's figures."""
+"""Stage `report`: a self-contained HTML page, and metrics.json with the metrics of every node."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from cluster.storage import Folder
 from pipelines.data.image.picture import BAD, NOT_WANTED
 from pipelines.graph.plan import code_version
 from pipelines.graph.stage import Metrics, Stage, run_folder
-from pipelines.monitor.journal import read_journal
+from pipelines.monitor.journal import median_rate, read_journal
 from pipelines.report import plots
 from pipelines.report.summary import (
     classifiers,
     collect,
     evaluation,
-    figures_of,
     headline,
     settings_of,
+    summary_of,
     write_metrics,
 )
 from pipelines.tables.draw import draw_rows
@@ -39,8 +39,8 @@ TRAINED = ("autoencoder", "encoder", "train")
 
 
 @dataclass
-class Figure:
-    """A PNG of the page."""
+class PageImage:
+    """A PNG image on the page."""
 
     title: str
     caption: str
@@ -52,57 +52,57 @@ class Figure:
 
 
 def report(stage: Stage) -> Metrics:
-    """Writes index.html and metrics.json.  Returns the page's size in bytes and its number of pictures."""
-    sheets, drawn, curves = (list(found) for found in (sheets_of(stage), drawn_of(stage), curves_of(stage)))
-    page = render(stage, sheets, drawn, curves).encode()
+    """Writes index.html and metrics.json.  Returns the page's size in bytes and its number of images."""
+    sheets, figures, curves = list(contact_sheets(stage)), list(stored_images(stage)), list(training_curves(stage))
+    page = render(stage, sheets, figures, curves).encode()
     stage.folder.write("index.html", page)
     write_metrics(stage.settings)
-    return {"bytes": len(page), "pictures": len([*sheets, *drawn, *curves])}
+    return {"bytes": len(page), "pictures": len([*sheets, *figures, *curves])}
 
 
-def render(stage: Stage, sheets: list[Figure], drawn: list[Figure], curves: list[Figure]) -> str:
+def render(stage: Stage, sheets: list[PageImage], figures: list[PageImage], curves: list[PageImage]) -> str:
     run, metrics = run_folder(stage.settings), collect(stage.settings)
     records = [record for node in metrics if (record := (run / node).read_json("stage.json"))]
     codes = [record["code"] for record in records] or [code_version()]
 
-    def of(role: str) -> dict[str, Metrics]:
+    def metrics_of(role: str) -> dict[str, Metrics]:
         return {node: metrics[node] for node in stage.needs[role] if node in metrics}
 
     def first(role: str) -> Metrics:
-        return next(iter(of(role).values()), {})
+        return next(iter(metrics_of(role).values()), {})
 
-    evaluated, tuned = of("evaluate"), of("finetune")
+    evaluated, tuned = metrics_of("evaluate"), metrics_of("finetune")
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("page.html.j2").render(
-        settings=stage.settings, made_of=ingested(stage), date=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
+        settings=stage.settings, data=ingested(stage), date=time.strftime("%d %B %Y, %H:%M UTC", time.gmtime()),
         versions=sorted({" ".join(code.values()) for code in codes}),
-        headline=headline(first("ingest"), first("autoencoder"), of("sample"), evaluated, tuned),
+        headline=headline(first("ingest"), first("autoencoder"), metrics_of("sample"), evaluated, tuned),
         ingest=first("ingest"), evaluated=evaluated, evaluation=evaluation(evaluated),
-        tuned=tuned, classifiers=classifiers(tuned), sheets=sheets, drawn=drawn, plots=curves,
-        stages=[stage_row(stage, node, found) for node, found in metrics.items()],
+        tuned=tuned, classifiers=classifiers(tuned), sheets=sheets, figures=figures, plots=curves,
+        stages=[stage_row(stage, node, values) for node, values in metrics.items()],
         quarantine=quarantined(stage), chosen=settings_of(records), command=command(stage),
     )
 
 
 def ingested(stage: Stage) -> dict[str, Any]:
-    """The data's settings as they were ingested; empty where nothing was."""
+    """The data settings recorded by ingest; empty if it has not run."""
     record = stage.input("ingest").read_json("stage.json") or {}
     return {key: value for key, value in record.get("settings", {}).items() if key in ("data.source", "data.size")}
 
 
 def stage_row(stage: Stage, node: str, metrics: Metrics) -> dict[str, Any]:
-    """Seconds, peak memory, images/s (the journal's median where the stage gives none) and figures of one node."""
-    rates = sorted(entry["images_per_second"] for entry in read_journal(run_folder(stage.settings) / node))
-    rate = metrics.get("images_per_second", rates[len(rates) // 2] if rates else None)
+    """Seconds, peak memory, images/s (from the metrics, else the median of the journal) and summary of one node."""
+    journal = read_journal(run_folder(stage.settings) / node)
+    rate = metrics.get("images_per_second", median_rate(journal))
     spec = stage.settings.stages[stage.settings.graph[node].stage]
     return {"stage": node, "seconds": metrics["seconds"], "peak": metrics["peak_rss_mb"],
             "rate": "" if rate is None else f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}",
-            "figures": figures_of(spec, metrics)}
+            "summary": summary_of(spec, metrics)}
 
 
 def quarantined(stage: Stage) -> list[dict[str, str]]:
-    """The first rows of the quarantine: reasons, and where the rows are; paths may name patients, and are left out."""
+    """Reason and location of the first rows of the quarantine; paths may name patients and are not shown."""
     folder = stage.input("ingest") / "quarantine"
     rows = ((reason, f"{name}, row {row}") for name in folder.names(".parquet")
             for row, reason in enumerate(read_shard(folder, name, ["reason"])["reason"].to_pylist()))
@@ -110,7 +110,7 @@ def quarantined(stage: Stage) -> list[dict[str, str]]:
             for reason, row in islice(rows, QUARANTINE_ROWS)]
 
 
-def sheets_of(stage: Stage) -> Iterator[Figure]:
+def contact_sheets(stage: Stage) -> Iterator[PageImage]:
     """Contact sheets of random real test images and of random samples of each corpus."""
     tables: list[tuple[str, str, Folder, str | None]] = [
         ("Real", "drawn at random from the test split", stage.input("ingest") / "images", "test")]
@@ -119,56 +119,56 @@ def sheets_of(stage: Stage) -> Iterator[Figure]:
                for node, folder in corpora.items()]
     for title, caption, table, split in tables:
         if table.names(".parquet"):
-            drawn = draw_rows(table, SHEET, stage.seed, ["image"], split, by="source" if split else None)
-            if drawn.num_rows:
-                yield Figure(title, f"{drawn.num_rows} images {caption}", plots.sheet(pixels(drawn), COLUMNS))
+            rows = draw_rows(table, SHEET, stage.seed, ["image"], split, by="source" if split else None)
+            if rows.num_rows:
+                yield PageImage(title, f"{rows.num_rows} images {caption}", plots.sheet(pixels(rows), COLUMNS))
 
 
-def drawn_of(stage: Stage) -> Iterator[Figure]:
-    """The pictures that earlier stages left."""
+def stored_images(stage: Stage) -> Iterator[PageImage]:
+    """The images stored by earlier stages."""
     for node, folder in stage.inputs("evaluate").items():
-        of = f" · {node}" if len(stage.needs["evaluate"]) > 1 else ""
-        yield from stored(folder, "nearest.png", f"Closest to the training set{of}",
+        suffix = f" · {node}" if len(stage.needs["evaluate"]) > 1 else ""
+        yield from load_image(folder, "nearest.png", f"Closest to the training set{suffix}",
                           "The synthetic images nearest to any training image, each above that image. A pair that "
                           "shows the same patient would be a copy.")
-        yield from stored(folder, "embedding.png", f"Feature space{of}",
-                          "Each point is an image. Blue without orange is missed by the generator; orange without blue "
-                          "is unlike any real test image.")
-    yield from stored(stage.input("autoencoder"), "reconstructions.png", "Autoencoder",
-                      "Test images above, their reconstructions below: the detail that no sample can exceed.")
+        yield from load_image(folder, "embedding.png", f"Feature space{suffix}",
+                          "Each point is an image. Blue areas without orange are missed by the generator; orange areas "
+                          "without blue are unlike any real test image.")
+    yield from load_image(stage.input("autoencoder"), "reconstructions.png", "Autoencoder",
+                      "Test images above, their reconstructions below: samples cannot show more detail than these.")
     samples = stage.input("train") / "samples"
     for name in samples.names(".png")[-1:]:
-        yield from stored(samples, name, "Around held-out images",
-                          "Images of the val split as the autoencoder shows them, and below each a sample conditioned "
-                          "on it.")
+        yield from load_image(samples, name, "Samples conditioned on held-out images",
+                          "Images of the val split, decoded from their latents, and below each a sample conditioned on "
+                          "it.")
 
 
-def stored(folder: Folder, name: str, title: str, caption: str) -> Iterator[Figure]:
+def load_image(folder: Folder, name: str, title: str, caption: str) -> Iterator[PageImage]:
     if folder.exists(name):
-        yield Figure(title, caption, folder.read(name))
+        yield PageImage(title, caption, folder.read(name))
 
 
-def curves_of(stage: Stage) -> Iterator[Figure]:
-    """Loss and speed of the stages that train."""
+def training_curves(stage: Stage) -> Iterator[PageImage]:
+    """Loss and speed of the trained stages."""
     for role in TRAINED:
         journal = read_journal(stage.input(role))
         if journal:
             held_out = read_journal(stage.input(role), "validation.jsonl")
-            yield Figure(role, f"up to {journal[-1]['images']:,} images, repeats counted",
+            yield PageImage(role, f"up to {journal[-1]['images']:,} images, repeats counted",
                          plots.curves(journal, held_out))
 
 
 def command(stage: Stage) -> str:
-    """The command line that makes this run: as it was given, or, called from Python, its main settings.
+    """The command line that reproduces this run; if it was started from Python, its main settings.
 
-    Paths are left out: the page is handed on, and folders are named after archives and people.
+    Paths are masked, since the page may be shared and folders may be named after archives and people.
     """
     from hydra.core.hydra_config import HydraConfig
 
     settings = stage.settings
     if HydraConfig.initialized():
-        overrides = [re.sub(r"(?<=[=\[,:])\s*['\"]?(~|\.{0,2}/|\w+://).*", "PATH", one)
-                     for one in HydraConfig.get().overrides.task]
+        overrides = [re.sub(r"(?<=[=\[,:])\s*['\"]?(~|\.{0,2}/|\w+://).*", "PATH", override)
+                     for override in HydraConfig.get().overrides.task]
     else:
         overrides = [f"profile={settings.profile}", f"name={settings.name}", f"seed={settings.seed}"]
     return shlex.join(["rayograph", "run", *overrides])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipelines.generator.denoiser.objective import Draw, Objective
+from pipelines.generator.denoiser.objective import Objective, StepRandomness
 from pipelines.learning.precision import autocast
 
 
@@ -17,9 +17,9 @@ class Bare:
         self.optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
         self.average = [p.detach().clone() for p in model.parameters()]
 
-    def step(self, latents: Tensor, given: dict[str, Tensor], draw: Draw) -> None:
+    def step(self, latents: Tensor, conditions: dict[str, Tensor], draw: StepRandomness) -> None:
         with autocast():
-            loss = self.objective.losses(self.model, latents, given, draw).mean()
+            loss = self.objective.losses(self.model, latents, conditions, draw).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

@@ -14,10 +14,10 @@ import torch
 from bare import Bare
 
 from cluster.session import device
-from pipelines.generator.denoiser.network import build, compile_blocks, training_flops
+from pipelines.generator.denoiser.network import build_denoiser, compile_blocks, training_flops
 from pipelines.generator.denoiser.objective import Objective
-from pipelines.generator.training.deepspeed import Engine
-from pipelines.generator.training.metrics import memory_mb, peak_flops
+from pipelines.generator.training.deepspeed import DeepSpeedTrainer
+from pipelines.generator.training.interval_log import memory_mb, peak_flops
 from pipelines.graph.compose import load_settings
 
 WIDTH = 768
@@ -33,7 +33,7 @@ def measure(name: str, latent: tuple[int, int, int], batch: int, added: int, ste
     settings = load_settings("profile=demo", f"denoiser={name}", f"trainer.batch={batch}", "trainer.zero_stage=2",
                              f"trainer.activation_checkpointing={'checkpointing' in on}")
     where = device()
-    model = build(settings.denoiser, settings.condition, latent, {"embedding": (WIDTH,)}, [])
+    model = build_denoiser(settings.denoiser, settings.condition, latent, {"embedding": (WIDTH,)}, [])
     flops = training_flops(model, latent)
     model = model.to(where)
     layout = torch.channels_last if "channels-last" in on else torch.contiguous_format
@@ -42,20 +42,21 @@ def measure(name: str, latent: tuple[int, int, int], batch: int, added: int, ste
     if "compile" in on:
         compile_blocks(model.network)
     objective = Objective(settings.objective, settings.condition, where, layout)
-    latents, given = torch.randn(batch, *latent, device=where), {"embedding": torch.randn(batch, WIDTH, device=where)}
-    given["labels"] = torch.zeros(batch, 0, device=where)
+    latents = torch.randn(batch, *latent, device=where)
+    conditions = {"embedding": torch.randn(batch, WIDTH, device=where)}
+    conditions["labels"] = torch.zeros(batch, 0, device=where)
     if "DeepSpeed" in on:
-        engine, finite = Engine(model, settings.trainer, 1), torch.tensor(True, device=where)
+        engine, finite = DeepSpeedTrainer(model, settings.trainer, 1), torch.tensor(True, device=where)
 
         def step(k: int) -> None:
-            drawn = objective.draw((batch, *latent), 0, k * batch)
-            engine.backward(objective.losses(engine.module, latents, given, drawn).mean(), last=True)
+            drawn = objective.draw_randomness((batch, *latent), 0, k * batch)
+            engine.backward(objective.losses(engine.model, latents, conditions, drawn).mean(), last=True)
             engine.step(1e-4, batch, (k + 1) * batch, finite)
     else:
         bare = Bare(model, objective)
 
         def step(k: int) -> None:
-            bare.step(latents, given, objective.draw((batch, *latent), 0, k * batch))
+            bare.step(latents, conditions, objective.draw_randomness((batch, *latent), 0, k * batch))
 
     warm = max(steps // 4, 2)
     for k in range(warm):

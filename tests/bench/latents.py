@@ -11,8 +11,8 @@ from report import Clock, emit
 from cluster.session import Resources, session
 from cluster.storage import Folder
 from pipelines.data.phantom import render
-from pipelines.generator.autoencoder.model import build, set_statistics
-from pipelines.generator.latents.encode import Encode, Encoding, Read, Write, encode_operator
+from pipelines.generator.autoencoder.model import new_autoencoder, set_statistics
+from pipelines.generator.latents.encode import EncodeImages, EncodingSpec, ReadImages, WriteLatents, encode_operator
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.graph.compose import load_settings
 from pipelines.learning.weights import save_model
@@ -31,7 +31,7 @@ def make_inputs(root: Folder, settings) -> None:
         rows = [{"image_id": f"{shard}-{k}", "image": film, "patient_id": "p", "labels": [], "split": "train"}
                 for k, film in enumerate(films)]
         write_shard(root / "images", shard, pa.Table.from_pylist(rows, schema=IMAGES))
-    autoencoder = build(settings.autoencoder, settings.data.size)
+    autoencoder = new_autoencoder(settings.autoencoder, settings.data.size)
     set_statistics(autoencoder, pixels(read_shard(root / "images", shard_name(0), ["image"]))[:64], 64)
     save_model(root / "autoencoder", autoencoder)
     encoder = Encoder(settings.encoder.architecture, settings.data.size, mean=0.5, std=0.25,
@@ -39,23 +39,23 @@ def make_inputs(root: Folder, settings) -> None:
     save_model(root / "encoder", encoder)
 
 
-def through_ray(root: Folder, encode: Encode, resources: Resources) -> float:
+def through_ray(root: Folder, encode: EncodingSpec, resources: Resources) -> float:
     """Images/s of Ray Data's operators."""
     clock = Clock()
     encoding = encode_operator(encode, resources, SHARDS)
-    operators = [(Read(root / "images", 0), {}), encoding, (Write(root / "latents"), {})]
+    operators = [(ReadImages(root / "images", 0), {}), encoding, (WriteLatents(root / "latents", ()), {})]
     stream(shard_numbers(range(SHARDS)), operators, clock)
     return clock.steady()
 
 
 def main() -> None:
     settings = load_settings("profile=demo")
-    with tempfile.TemporaryDirectory() as aside:
-        root = Folder(aside)
+    with tempfile.TemporaryDirectory() as staging_dir:
+        root = Folder(staging_dir)
         make_inputs(root, settings)
-        encode = Encode(root / "autoencoder", root / "encoder", settings.latents)
-        bare = Encoding(encode, None)  # on every core
-        block = Read(root / "images", 0)(shard_numbers([0])[0])
+        encode = EncodingSpec(root / "autoencoder", root / "encoder", settings.latents, True)
+        bare = EncodeImages(encode, None)  # on every core
+        block = ReadImages(root / "images", 0)(shard_numbers([0])[0])
 
         def loop() -> float:
             start = time.perf_counter()

@@ -11,7 +11,7 @@ from table import make_latents
 
 from cluster.storage import Folder
 from pipelines.generator.latents.dataset import CachedReader
-from pipelines.generator.latents.spec import latent_spec
+from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.generator.settings import CONDITIONS
 
 ROWS, SHARD, LATENT, WIDTH, BATCH, STEPS = 200_000, 2_000, (4, 16, 16), 128, 128, 400
@@ -20,11 +20,11 @@ LATENTS_A_SECOND, FIRST_BATCH_SECONDS = 5_000, 3.0  # the goals
 
 def main() -> None:
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as aside:
-        folder = Folder(aside)
+    with tempfile.TemporaryDirectory() as staging_dir:
+        folder = Folder(staging_dir)
         make_latents(folder, ROWS, SHARD, LATENT, WIDTH)
         start = time.perf_counter()
-        reader = CachedReader(folder, latent_spec(folder), 0, CONDITIONS)
+        reader = CachedReader(folder, read_latent_spec(folder), 0, CONDITIONS)
         batches = reader.batches(BATCH * (STEPS + 1), BATCH, 0, 0, 1, "cpu")
         next(batches)
         first = time.perf_counter() - start

@@ -10,8 +10,8 @@ import torch
 from report import alternate, emit
 
 from cluster.storage import Folder
-from pipelines.generator.autoencoder.model import build as build_autoencoder
-from pipelines.generator.denoiser.network import build
+from pipelines.generator.autoencoder.model import new_autoencoder
+from pipelines.generator.denoiser.network import build_denoiser
 from pipelines.generator.denoiser.objective import process
 from pipelines.generator.export import assemble, load_pipeline, save_pipeline
 from pipelines.generator.standalone.image_encoder import Encoder
@@ -25,14 +25,14 @@ LATENT, WIDTH, ROUNDS = (4, 16, 16), 128, 3
 def main() -> None:
     settings = load_settings("profile=demo")
     batch, steps, guidance = settings.sample.batch, settings.sample.steps, settings.sample.guidance
-    with tempfile.TemporaryDirectory() as aside:
-        denoiser = build(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, ["a", "b"])
-        save_pipeline(Path(aside), assemble(
-            vae=build_autoencoder(settings.autoencoder, settings.data.size), denoiser=denoiser,
+    with tempfile.TemporaryDirectory() as staging_dir:
+        denoiser = build_denoiser(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, ["a", "b"])
+        save_pipeline(Path(staging_dir), assemble(
+            vae=new_autoencoder(settings.autoencoder, settings.data.size), denoiser=denoiser,
             scheduler=process(settings.objective, "cpu").scheduler(),
             encoder=Encoder(options=settings.encoder.options), num_inference_steps=steps, guidance_scale=guidance))
-        sampler = Sampler(Folder(aside), steps, guidance, batch)
-        bare = load_pipeline(Path(aside))
+        sampler = Sampler(Folder(staging_dir), steps, guidance, batch)
+        bare = load_pipeline(Path(staging_dir))
     dtype = sampler.pipeline.unet.dtype
     bare.unet.to(dtype)
     bare.conditioner.to(dtype)
@@ -44,15 +44,15 @@ def main() -> None:
 
     @torch.no_grad()
     def baseline() -> int:
-        given = {"embedding": torch.randn(batch, WIDTH), "labels": torch.zeros(batch, 2)}
-        context = torch.cat([bare.conditioner(given, dict.fromkeys(given, torch.full((batch,), dropped)))
+        conditions = {"embedding": torch.randn(batch, WIDTH), "labels": torch.zeros(batch, 2)}
+        context = torch.cat([bare.conditioner(conditions, dict.fromkeys(conditions, torch.full((batch,), dropped)))
                              for dropped in (True, False)])
         latents = torch.randn(batch, *LATENT)
         bare.scheduler.set_timesteps(steps)
         for t in bare.scheduler.timesteps:
             both = torch.cat([latents, latents]).to(dtype)
-            null, given = bare.unet(both, t, encoder_hidden_states=context).sample.chunk(2)
-            latents = bare.scheduler.step(null + guidance * (given - null), t, latents).prev_sample
+            null, conditions = bare.unet(both, t, encoder_hidden_states=context).sample.chunk(2)
+            latents = bare.scheduler.step(null + guidance * (conditions - null), t, latents).prev_sample
         return len(bare.vae.decode(latents).sample)
 
     ratio, rate, plain = alternate(ours, baseline, ROUNDS)

@@ -13,15 +13,17 @@ import time
 import torch
 from bare import Bare
 from report import emit
-from table import LABELS, job
+from table import LABELS, training_spec
 
 from cluster.storage import Folder
-from pipelines.generator.autoencoder.model import build as build_autoencoder
-from pipelines.generator.denoiser.network import build
+from pipelines.generator.autoencoder.model import new_autoencoder
+from pipelines.generator.denoiser.network import build_denoiser
 from pipelines.generator.denoiser.objective import Objective
+from pipelines.generator.latents.dataset import CachedReader
+from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.generator.training.checkpoint import Cursor
-from pipelines.generator.training.loop import learn
+from pipelines.generator.training.loop import run_training_loop
 from pipelines.graph.compose import load_settings
 from pipelines.learning.precision import autocast
 from pipelines.monitor.journal import read_journal
@@ -33,13 +35,13 @@ class Loop:
     """Steps of the bare loop over batches that `encode` makes."""
 
     def __init__(self, settings, encode):
-        model = build(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, list(LABELS))
+        model = build_denoiser(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, list(LABELS))
         self.bare = Bare(model, Objective(settings.objective, settings.condition, "cpu", torch.channels_last))
         self.batch, self.encode, self.cursor = settings.trainer.batch, encode, 0
 
     def steps(self, count: int) -> None:
         for _ in range(count):
-            draw = self.bare.objective.draw((self.batch, *LATENT), 0, self.cursor)
+            draw = self.bare.objective.draw_randomness((self.batch, *LATENT), 0, self.cursor)
             self.cursor += self.batch
             latents, embedding = self.encode(draw)
             self.bare.step(latents, {"embedding": embedding, "labels": torch.zeros(self.batch, len(LABELS))}, draw)
@@ -53,7 +55,7 @@ def cached(batch: int):
 
 def online(settings):
     """Autoencoder and encoder at every step, as diffusers' examples train."""
-    autoencoder = build_autoencoder(settings.autoencoder, settings.data.size).eval()
+    autoencoder = new_autoencoder(settings.autoencoder, settings.data.size).eval()
     encoder = Encoder(image_size=settings.data.size, options=settings.encoder.options).eval()
     images = torch.rand(settings.trainer.batch, 1, settings.data.size, settings.data.size)
 
@@ -74,22 +76,24 @@ def main() -> None:
                              f"trainer.checkpoint_every={chunk}", f"trainer.log_every={chunk}")
     bare, slow = Loop(settings, cached(settings.trainer.batch)), Loop(settings, online(settings))
     times: dict[str, list[float]] = {"ours": [], "bare": [], "online": []}
-    begun = 0.0
+    start_time = 0.0
 
     def between(engine, cursor, since) -> None:
         """Ours has just taken its steps; now the others take as many."""
-        nonlocal begun
-        times["ours"].append(time.perf_counter() - begun)
+        nonlocal start_time
+        times["ours"].append(time.perf_counter() - start_time)
         for name, loop in (("bare", bare), ("online", slow)):
             start = time.perf_counter()
             loop.steps(STEPS)
             times[name].append(time.perf_counter() - start)
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
 
-    with tempfile.TemporaryDirectory() as aside:
-        training = job(Folder(aside), settings, ROWS, LATENT, WIDTH)
-        learn(training, 0, 1, {}, Cursor(0, 0, "bench"), between, lambda: False)
-        entries = read_journal(training.folder)
+    with tempfile.TemporaryDirectory() as staging_dir:
+        spec = training_spec(Folder(staging_dir), settings, ROWS, LATENT, WIDTH)
+        latent_spec = read_latent_spec(spec.latents)
+        reader = CachedReader(spec.latents, latent_spec, settings.seed, settings.condition.used)
+        run_training_loop(spec, latent_spec, reader, 0, 1, {}, Cursor(0, 0, "bench"), between, lambda: False)
+        entries = read_journal(spec.folder)
     rates = {name: chunk / statistics.median(seconds[1:]) for name, seconds in times.items()}
     parameters = sum(p.numel() for p in bare.bare.model.parameters())
 

@@ -10,9 +10,9 @@ from bare import Bare
 from report import alternate, emit
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.generator.denoiser.network import build
+from pipelines.generator.denoiser.network import build_denoiser
 from pipelines.generator.denoiser.objective import Objective
-from pipelines.generator.training.deepspeed import Engine
+from pipelines.generator.training.deepspeed import DeepSpeedTrainer
 from pipelines.graph.compose import load_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines" / "generator"))
@@ -26,30 +26,30 @@ def measure(rank: int, world: int) -> tuple[float, float, float]:
     batch = settings.trainer.batch
     share = batch // world
     latents = torch.randn(share, *LATENT)
-    given = {"embedding": torch.randn(share, WIDTH), "labels": torch.zeros(share, 2)}
+    conditions = {"embedding": torch.randn(share, WIDTH), "labels": torch.zeros(share, 2)}
     objective = Objective(settings.objective, settings.condition, "cpu", torch.channels_last)
 
     def model():
-        return build(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, ["a", "b"])
+        return build_denoiser(settings.denoiser, settings.condition, LATENT, {"embedding": (WIDTH,)}, ["a", "b"])
 
-    engine, bare = Engine(model(), settings.trainer, world), Bare(DistributedDataParallel(model()), objective)
+    engine, bare = DeepSpeedTrainer(model(), settings.trainer, world), Bare(DistributedDataParallel(model()), objective)
     finite, cursor = torch.tensor(True), 0
 
     def draw():
         nonlocal cursor
         cursor += batch
-        return objective.draw((batch, *LATENT), 0, cursor, rank, world)
+        return objective.draw_randomness((batch, *LATENT), 0, cursor, rank, world)
 
     def ours() -> int:
         for _ in range(STEPS):
             drawn = draw()
-            engine.backward(objective.losses(engine.module, latents, given, drawn).mean(), last=True)
+            engine.backward(objective.losses(engine.model, latents, conditions, drawn).mean(), last=True)
             engine.step(1e-3, batch, cursor, finite)
         return STEPS * batch
 
     def baseline() -> int:
         for _ in range(STEPS):
-            bare.step(latents, given, draw())
+            bare.step(latents, conditions, draw())
         return STEPS * batch
 
     return alternate(ours, baseline, ROUNDS)

@@ -31,22 +31,22 @@ def pool(tmp_path):
 def test_a_condition_is_a_function_of_its_seed_and_carries_its_sources_labels(pool, name):
     strategy = find_strategy(name)
     first, again, other = (strategy(pool, np.random.default_rng([0, index])) for index in (1, 1, 2))
-    assert first.given.keys() == {"embedding", "patches", "labels"}
-    assert all((first.given[key] == again.given[key]).all() for key in first.given)
+    assert first.values.keys() == {"embedding", "patches", "labels"}
+    assert all((first.values[key] == again.values[key]).all() for key in first.values)
     assert first.sources == again.sources
     for name in ("embedding", "patches"):
-        assert not np.array_equal(first.given[name], other.given[name])
+        assert not np.array_equal(first.values[name], other.values[name])
     for seed in range(30):
         condition = strategy(pool, np.random.default_rng(seed))
         states = {{0: 1, 1: 0}.get(int(source[2:]) % 4, -1) for source in condition.sources}
-        assert states == {condition.given["labels"][0]}, "present, absent and unknown do not mix"
+        assert states == {condition.values["labels"][0]}, "present, absent and unknown do not mix"
 
 
 def test_reconstruction_is_a_real_embedding(pool):
     condition = find_strategy("reconstruction")(pool, np.random.default_rng(3))
     row = pool.image_ids.to_pylist().index(condition.sources[0])
     embedding = tensors(read_split(pool.rows.latents, "train-00000.parquet", ["embedding"], "train"), "embedding")
-    assert (condition.given["embedding"] == embedding[row]).all()
+    assert (condition.values["embedding"] == embedding[row]).all()
 
 
 def test_slerp_keeps_length_and_meets_its_ends():

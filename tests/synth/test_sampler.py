@@ -14,8 +14,8 @@ from conftest import whole
 
 from cluster.session import Resources
 from cluster.storage import Folder
-from pipelines.generator.autoencoder.model import build as build_autoencoder
-from pipelines.generator.denoiser.network import build
+from pipelines.generator.autoencoder.model import new_autoencoder
+from pipelines.generator.denoiser.network import build_denoiser
 from pipelines.generator.denoiser.objective import process
 from pipelines.generator.export import assemble, save_pipeline
 from pipelines.generator.latents.spec import write_latents, write_spec
@@ -29,15 +29,15 @@ WIDTH, LABELS = 32, ["a", "b"]
 
 
 @pytest.fixture
-def job(tiny, tmp_path):
+def spec(tiny, tmp_path):
     """A sampling job on an untrained generator and a handful of embeddings."""
     import pyarrow as pa
 
     settings, root = tiny(), Folder(str(tmp_path))
     torch.manual_seed(0)
-    denoiser = build(settings.denoiser, settings.condition, (4, 8, 8), {"embedding": (WIDTH,)}, LABELS)
+    denoiser = build_denoiser(settings.denoiser, settings.condition, (4, 8, 8), {"embedding": (WIDTH,)}, LABELS)
     save_pipeline(Path(tmp_path / "generator"), assemble(
-        vae=build_autoencoder(settings.autoencoder, 32), denoiser=denoiser,
+        vae=new_autoencoder(settings.autoencoder, 32), denoiser=denoiser,
         scheduler=process(settings.objective, "cpu").scheduler(),
         encoder=Encoder(image_size=32, options=settings.encoder.options), num_inference_steps=4, guidance_scale=2.0))
     random = np.random.default_rng(0)
@@ -50,14 +50,14 @@ def job(tiny, tmp_path):
     write_latents(root / "latents", 0, pa.table([columns[name] for name in schema.names], schema=schema))
     write_spec(root / "latents")
 
-    def make(name: str) -> fanout.SamplingJob:
-        return fanout.SamplingJob(settings.sample, 7, root / "generator", "revision", root / "latents", root / name)
+    def make(name: str) -> fanout.SamplingSpec:
+        return fanout.SamplingSpec(settings.sample, 7, root / "generator", "revision", root / "latents", root / name)
 
     return make
 
 
-def test_image_k_does_not_depend_on_the_batch_it_is_sampled_in(job):
-    sampler = Sampler(job("corpus").generator, steps=4, guidance=2.0, batch=4)
+def test_image_k_does_not_depend_on_the_batch_it_is_sampled_in(spec):
+    sampler = Sampler(spec("corpus").generator, steps=4, guidance=2.0, batch=4)
     random = np.random.default_rng(0)
     conditions = [Condition({"embedding": random.normal(size=WIDTH).astype(np.float32),
                              "labels": np.eye(2, dtype=np.float32)[k % 2]}, ()) for k in range(6)]
@@ -70,14 +70,15 @@ def test_image_k_does_not_depend_on_the_batch_it_is_sampled_in(job):
 
 
 @pytest.mark.ray
-def test_the_corpus_is_the_same_for_any_number_of_actors_and_when_one_is_killed(job, ray_cluster):
-    one, many = job("one"), job("many")
+def test_the_corpus_is_the_same_for_any_number_of_actors_and_when_one_is_killed(spec, ray_cluster):
+    one, many = spec("one"), spec("many")
     shards = list(range(3))
     list(fanout.fan_out(one, shards, Resources(2, 0, 2)))
     events = fanout.fan_out(many, shards, Resources(4, 0, 4))
     many.settings.actors = 2
     assert next(events) is None
-    victims = [p for p in psutil.Process().children(recursive=True) if "ray::Worker" in " ".join(p.cmdline()[:1])]
+    victims = [p for p in psutil.Process().children(recursive=True)
+               if "ray::SamplingActor" in " ".join(p.cmdline()[:1])]
     os.kill(victims[0].pid, signal.SIGKILL)
     assert sum(events) == 48
     first, second = (whole(folder).to_pylist() for folder in (one.corpus, many.corpus))

@@ -24,8 +24,8 @@ from pipelines.tables.schemas import CORPUS, IMAGES
 from tuning.finetune import examples
 from tuning.finetune import stage as module
 from tuning.finetune.classify import best_threshold, probabilities, residual_network, train
-from tuning.finetune.examples import count, draw_examples, embedding_reader, frequencies
-from tuning.finetune.stage import RESULT, choose_target, finetune, no_target, one_class
+from tuning.finetune.examples import count, count_findings, draw_examples, embedding_reader
+from tuning.finetune.stage import RESULT, choose_target, finetune, missing_class, no_target
 
 SIDE = 32
 
@@ -35,7 +35,7 @@ def states_of(labels, absent=None) -> pa.Table:
     return pa.table({"labels": pa.array(labels, kind), "absent": pa.array(absent or [[]] * len(labels), kind)})
 
 
-@pytest.mark.parametrize(("labels", "wanted", "target"), [
+@pytest.mark.parametrize(("labels", "requested", "target"), [
     ([["No Finding"], ["No Finding"], ["Pneumonia"]], None, "Pneumonia"),
     ([["No Finding"], ["Pneumonia"]], "PNEUMONIA", "Pneumonia"),
     ([["effusion"], ["effusion"], ["effusion", "Lung Opacity"], []], None, "Lung Opacity"),
@@ -48,13 +48,13 @@ def states_of(labels, absent=None) -> pa.Table:
     ([["effusion"]], "efusion", None),
     ([[], []], None, None),
 ])
-def test_target_is_wanted_or_opacity_like_or_most_frequent_abnormal(labels, wanted, target):
-    assert choose_target(*frequencies([states_of(labels)]), wanted) == target
+def test_target_is_requested_or_opacity_like_or_most_frequent_abnormal(labels, requested, target):
+    assert choose_target(*count_findings([states_of(labels)]), requested) == target
 
 
 def test_a_target_that_is_known_to_be_absent_somewhere_goes_before_one_that_is_not():
     labels = states_of([["Lung Opacity"], ["Edema"], []], [[], [], ["Edema"]])
-    assert choose_target(*frequencies([labels]), None) == "Edema"
+    assert choose_target(*count_findings([labels]), None) == "Edema"
 
 
 def test_reason_names_the_labels_there_are():
@@ -70,7 +70,7 @@ def test_reason_names_the_labels_there_are():
     ([], [], "the test split has no image with x"),
 ])
 def test_a_part_of_one_class_is_named(labels, absent, reason):
-    assert one_class("test", count(label_states(states_of(labels, absent), ["x"])[:, 0]), "x") == reason
+    assert missing_class("test", count(label_states(states_of(labels, absent), ["x"])[:, 0]), "x") == reason
 
 
 def test_threshold_has_the_highest_f1():

@@ -1,4 +1,4 @@
-"""A binary classifier of radiographs: what it is, how it learns, and the figures it is judged by.
+"""A binary classifier of radiographs: network, training and evaluation.
 
 It is a small residual network (He et al. 2016, arXiv 1512.03385) on the images, or a head on the embeddings of a frozen
 encoder. Images are not mirrored in training: the heart is on the left.
@@ -25,8 +25,8 @@ from cluster.storage import Folder
 from pipelines.graph.stage import Metrics
 from pipelines.learning.precision import to_device
 from pipelines.learning.readers import Batch, Reader
-from pipelines.learning.settings import Fitting
-from pipelines.learning.small_loop import fit
+from pipelines.learning.settings import SmallTrainingSettings
+from pipelines.learning.small_loop import train_small_network
 from tuning.finetune.examples import Examples
 
 HEAD_WIDTH = 128
@@ -34,9 +34,9 @@ NEUTRAL_THRESHOLD = 0.5
 
 
 def residual_network(channels: list[int]) -> nn.Module:
-    """One basic block a level over one-channel images, the first at half the side and each next one at half of that.
+    """A ResNet for one-channel images with one basic block per level, each of half the side of the one before.
 
-    Unlike an ImageNet stem, its 3×3 stem has no pooling after it: 64-pixel images keep 32×32 features.
+    Its 3×3 stem is not followed by pooling, unlike for ImageNet: 64-pixel images have 32×32 features.
     Images are floats in [0, 1] (B, 1, H, W), logits (B, 1).
     """
     blocks = tuple(ByoBlockCfg("basic", d=1, c=width, s=2 if level else 1, gs=0, br=1.0)
@@ -51,7 +51,7 @@ def embedding_head(width: int) -> nn.Module:
 
 
 def augmentation() -> nn.Module:
-    """Small shifts and scalings of the body and changes of the exposure, each image's its own."""
+    """Small random shifts, rotations and scalings, and exposure changes, per image."""
     return nn.Sequential(
         K.RandomAffine(degrees=5, translate=(0.06, 0.06), scale=(0.9, 1.1), padding_mode="border", p=1.0),
         K.RandomBrightness((0.85, 1.15), p=0.8),
@@ -64,15 +64,15 @@ def to_tensor(inputs: np.ndarray) -> Tensor:
     return to_device(inputs, device()) if inputs.dtype == np.uint8 else torch.from_numpy(inputs).to(device())
 
 
-def train(model: nn.Module, reader: Reader, settings: Fitting, seed: int, folder: Folder) -> None:
+def train(model: nn.Module, reader: Reader, settings: SmallTrainingSettings, seed: int, folder: Folder) -> None:
     """Minimise the binary cross-entropy over `settings.images` examples, repeats counted; ends in evaluation mode.
 
     Args:
         reader: of images or embeddings, with bool targets (N,).
-        folder: Takes the checkpoint it resumes from, and metrics.jsonl.
+        folder: for the checkpoint, from which training resumes, and metrics.jsonl.
 
     Raises:
-        FloatingPointError: The loss is not finite.
+        FloatingPointError: the loss is not finite.
     """
     augment = augmentation()
 
@@ -83,29 +83,29 @@ def train(model: nn.Module, reader: Reader, settings: Fitting, seed: int, folder
         return {"loss": F.binary_cross_entropy_with_logits(logits, targets)}
 
     model.train()
-    fit(model, loss, settings, reader, seed, folder)
+    train_small_network(model, loss, settings, reader, seed, folder)
     model.eval()
 
 
 @torch.no_grad()
 def probabilities(model: nn.Module, examples: Examples, batch: int) -> tuple[Tensor, Tensor]:
-    """Probability of the target, float32 (N,), and whether it is there, int64 (N,), both on the host.
+    """Probability of the target, float32 (N,), and its state, int64 (N,), both in CPU memory.
 
-    Not in bfloat16, whose many ties would blur the AUC.
+    Not computed in bfloat16, where ties would distort the AUC.
     """
-    found: list[float] = []  # not tensors: a small one kept of each batch pins the heap that the large ones leave
+    scores: list[float] = []  # not tensors: small ones kept between large ones would fragment the heap
     truth: list[bool] = []
     for inputs, targets in examples:
         truth += targets.tolist()
         for i in range(0, len(inputs), batch):
-            found += model(to_tensor(inputs[i : i + batch])).squeeze(1).sigmoid().tolist()
-    return torch.tensor(found), torch.tensor(truth, dtype=torch.int64)
+            scores += model(to_tensor(inputs[i : i + batch])).squeeze(1).sigmoid().tolist()
+    return torch.tensor(scores), torch.tensor(truth, dtype=torch.int64)
 
 
 def best_threshold(scores: Tensor, targets: Tensor) -> float:
     """The threshold in [0, 1] above which calling `scores` (N,) positive gives the highest F1.
 
-    It lies midway between two neighbouring scores. Where `targets` (N,) are all alike F1 ranks nothing: then 0.5.
+    It lies midway between two neighbouring scores. If all `targets` (N,) are equal, it is 0.5.
     """
     if targets.unique().numel() < 2:
         return NEUTRAL_THRESHOLD
@@ -116,7 +116,7 @@ def best_threshold(scores: Tensor, targets: Tensor) -> float:
     return (thresholds[best].item() + below) / 2
 
 
-def judge(model: nn.Module, val: Examples, test: Examples, batch: int) -> Metrics:
+def evaluate_classifier(model: nn.Module, val: Examples, test: Examples, batch: int) -> Metrics:
     """AUC, F1 and accuracy on `test`, the latter two at the threshold of the highest F1 on `val`.
 
     `test` must hold both classes.
@@ -129,7 +129,7 @@ def judge(model: nn.Module, val: Examples, test: Examples, batch: int) -> Metric
             "threshold": round(threshold, 4)}
 
 
-def save_weights(folder: Folder, model: nn.Module, **about: str) -> None:
-    """model.safetensors, with `about` as its metadata."""
+def save_weights(folder: Folder, model: nn.Module, **metadata: str) -> None:
+    """Write model.safetensors, with `metadata`."""
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    folder.write("model.safetensors", save(weights, about))
+    folder.write("model.safetensors", save(weights, metadata))

@@ -1,4 +1,4 @@
-"""The network that training shards: a diffusers UNet or DiT, and the conditioner that feeds it."""
+"""The trained module: a diffusers UNet or DiT, and the conditioner that encodes its conditions."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from pipelines.data.structures import pixel_values
-from pipelines.generator.settings import Condition
-from pipelines.generator.settings import Denoiser as DenoiserSettings
+from pipelines.generator.settings import ConditionSettings, DenoiserSettings
 from pipelines.generator.standalone.conditioner import Conditioner
 
 Latent = tuple[int, int, int]  # channels, height, width
 
 
 class Denoiser(nn.Module):
-    """Network and conditioner as one module, so that one engine holds all trained parameters."""
+    """Network and conditioner as one module, which holds all trained parameters."""
 
     def __init__(self, network: ModelMixin, conditioner: Conditioner) -> None:
         super().__init__()
         self.network, self.conditioner = network, conditioner
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, given: dict[str, Tensor], drop: dict[str, Tensor]) -> Tensor:
+    def forward(self, noisy: Tensor, timesteps: Tensor, conditions: dict[str, Tensor],
+                dropped: dict[str, Tensor]) -> Tensor:
         """Prediction (B, c, h, w) for noisy latents (B, c, h, w) and timesteps (B,).
 
         Args:
-            given, drop: as `Conditioner.forward` takes them.
+            conditions, dropped: as in `Conditioner.forward`.
         """
-        tokens = self.conditioner(given, drop).expand(len(noisy), -1, -1)
-        return self.network(self.conditioner.beside(noisy, given, drop), timestep=timesteps,
+        tokens = self.conditioner(conditions, dropped).expand(len(noisy), -1, -1)
+        return self.network(self.conditioner.concat_mask(noisy, conditions, dropped), timestep=timesteps,
                             encoder_hidden_states=tokens.to(noisy.dtype)).sample
 
 
-def build(settings: DenoiserSettings, condition: Condition, latent: Latent, shapes: dict[str, tuple[int, ...]],
-          labels: list[str], structures: Sequence[str] = ()) -> Denoiser:
-    """A denoiser with fresh weights.
+def build_denoiser(settings: DenoiserSettings, condition: ConditionSettings, latent: Latent,
+                   shapes: dict[str, tuple[int, ...]], labels: list[str], structures: Sequence[str] = ()) -> Denoiser:
+    """A denoiser with newly initialised weights.
 
     Args:
-        latent: of one image.
-        shapes: of one image's conditions as the latents table holds them; the embedding is always there.
-        labels: the findings that are known, in the order of their columns.
-        structures: names of the channels of the mask.
+        latent: shape for one image.
+        shapes: of one image's conditions in the latents table; the embedding is always present.
+        labels: the findings, in the order of their columns.
+        structures: names of the mask channels.
 
     Raises:
-        UserError: the patches of a DiT do not fill the latent.
+        UserError: denoiser.patch does not divide the side of the latent.
     """
     conditioner = Conditioner(
         settings.cross_attention_dim, *shapes["embedding"], embedding_tokens=condition.embedding_tokens,
@@ -95,8 +95,8 @@ def dit(settings: DenoiserSettings, latent: Latent, inputs: int) -> PixArtTransf
 
 
 def _initialise(model: PixArtTransformer2DModel) -> None:
-    """Weights as PixArt-alpha starts them, which diffusers leaves to checkpoints: what cross-attention and the last
-    layer add is zero at first (Chen et al. 2023, arXiv 2310.00426)."""
+    """Initialise as PixArt-alpha does (Chen et al. 2023, arXiv 2310.00426), which diffusers leaves to checkpoints: the
+    output projections of cross-attention and the last layer start at zero."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -111,7 +111,7 @@ def _initialise(model: PixArtTransformer2DModel) -> None:
 
 
 def compile_blocks(network: ModelMixin) -> None:
-    """torch.compile for each repeated block alone: the gain of the whole at a tenth of the wait."""
+    """torch.compile each repeated block by itself: the speed of compiling the full network in a tenth of the time."""
     from diffusers.models.attention import BasicTransformerBlock
     from diffusers.models.resnet import ResnetBlock2D
 
@@ -124,17 +124,17 @@ def compile_blocks(network: ModelMixin) -> None:
 def training_flops(denoiser: Denoiser, latent: Latent) -> int:
     """Floating-point operations of one image in one training step: forward, and twice that backward.
 
-    Counted by torch on tensors without content; a multiplication and an addition are two.
+    Counted by torch on meta tensors; a multiply-add counts as two.
     """
     import copy
 
     from torch.utils.flop_counter import FlopCounterMode
 
-    ghost = copy.deepcopy(denoiser).to("meta").requires_grad_(False)
+    meta_denoiser = copy.deepcopy(denoiser).to("meta").requires_grad_(False)
     shapes = {name: tuple(latent[1] if side < 0 else side for side in shape)
-              for name, shape in ghost.conditioner.shapes.items()}
-    given = {name: torch.zeros(1, *shape, device="meta") for name, shape in shapes.items()}
-    drop = {name: torch.zeros(1, dtype=torch.bool, device="meta") for name in shapes}
+              for name, shape in meta_denoiser.conditioner.shapes.items()}
+    conditions = {name: torch.zeros(1, *shape, device="meta") for name, shape in shapes.items()}
+    dropped = {name: torch.zeros(1, dtype=torch.bool, device="meta") for name in shapes}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        ghost(torch.zeros(1, *latent, device="meta"), torch.zeros(1, device="meta"), given, drop)
+        meta_denoiser(torch.zeros(1, *latent, device="meta"), torch.zeros(1, device="meta"), conditions, dropped)
     return 3 * counter.get_total_flops()

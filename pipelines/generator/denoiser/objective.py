@@ -1,7 +1,7 @@
-"""What the denoiser learns: a noise process, the loss to its target, and what is dropped from the condition.
+"""The training objective: a noise process, the loss, and the random dropping of conditions.
 
-A process mixes clean latents of unit variance with noise at a level, says what the network is to predict of the
-mixture, and which diffusers scheduler samples from a network that predicts it.
+A process mixes clean latents of unit variance with noise at a noise level, defines the prediction target, and names the
+diffusers scheduler that samples from a network trained on it.
 """
 
 from __future__ import annotations
@@ -20,127 +20,128 @@ from diffusers import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.generator.settings import CONDITIONS, NOISE_LEVELS, Condition
-from pipelines.generator.settings import Objective as ObjectiveSettings
-from pipelines.learning.order import step_seed
+from pipelines.generator.settings import CONDITIONS, NOISE_LEVELS, ConditionSettings, ObjectiveSettings
+from pipelines.learning.order import share, step_seed
 
-SIGMA_DATA = 1.0  # latents are scaled to it
+SIGMA_DATA = 1.0  # standard deviation that latents are normalised to
 
 
 @dataclass(frozen=True)
-class Draw:
-    """All randomness of one step's local share of the batch; the same whatever the number of workers."""
+class StepRandomness:
+    """All random numbers of this rank's share of a step; independent of the number of workers."""
 
-    posterior: Tensor  # standard normal (B, c, h, w): where in the autoencoder's posterior the latent lies
+    posterior: Tensor  # standard normal (B, c, h, w), to sample from the autoencoder's posterior
     noise: Tensor  # standard normal (B, c, h, w)
     level: Tensor  # uniform in [0, 1) (B,): the quantile of the noise level
-    drop: dict[str, Tensor]  # bool (B,) for every kind of condition
-    hidden: Tensor | None = None  # bool (B, findings): labels to make unknown
+    dropped: dict[str, Tensor]  # bool (B,) for every condition
+    hidden: Tensor | None = None  # bool (B, findings): labels to set to unknown
 
-    def rows(self, part: slice) -> Draw:
-        """The draw of a part of the images."""
-        return Draw(self.posterior[part], self.noise[part], self.level[part],
-                    {name: value[part] for name, value in self.drop.items()},
-                    None if self.hidden is None else self.hidden[part])
+    def rows(self, rows: slice) -> StepRandomness:
+        """The random numbers of some of the images."""
+        return StepRandomness(self.posterior[rows], self.noise[rows], self.level[rows],
+                              {name: value[rows] for name, value in self.dropped.items()},
+                              None if self.hidden is None else self.hidden[rows])
 
 
 @dataclass(frozen=True)
-class Task:
+class NoisyBatch:
     """Noisy input, timestep, target and loss weight."""
 
     noisy: Tensor  # (B, c, h, w)
-    timesteps: Tensor  # (B,), as the sampling scheduler counts them
+    timesteps: Tensor  # (B,), on the scale of the sampling scheduler
     target: Tensor  # (B, c, h, w)
     weight: Tensor  # (B,)
 
 
 class Process(Protocol):
-    def task(self, latents: Tensor, noise: Tensor, level: Tensor) -> Task: ...
+    def noise_latents(self, latents: Tensor, noise: Tensor, level: Tensor) -> NoisyBatch: ...
     def scheduler(self) -> SchedulerMixin: ...
 
 
 class Objective:
-    """A process, and the distance between what the network answers and what it should.
+    """A noise process and the loss between the network's prediction and its target.
 
     Args:
-        layout: memory format of what the network is given.
+        layout: memory format of the network's input.
     """
 
-    def __init__(self, settings: ObjectiveSettings, condition: Condition, device: str,
+    def __init__(self, settings: ObjectiveSettings, condition: ConditionSettings, device: str,
                  layout: torch.memory_format = torch.contiguous_format) -> None:
         self.settings, self.condition, self.device, self.layout = settings, condition, device, layout
         self.process = process(settings, device)
 
-    def draw(self, shape: tuple[int, ...], seed: int, cursor: int, rank: int = 0, world: int = 1,
-             findings: int = 0) -> Draw:
-        """This rank's share of what the step at `cursor` images draws for a global batch of `shape` (B, c, h, w).
+    def draw_randomness(self, shape: tuple[int, ...], seed: int, cursor: int, rank: int = 0, world: int = 1,
+                        findings: int = 0) -> StepRandomness:
+        """This rank's share of the random numbers of the step at `cursor` images, for a global batch (B, c, h, w).
 
-        Of `condition.hide_findings` of the images each of the `findings` is hidden with a probability of the image's
-        own, uniform in [0, 1), so that any number of known findings is as likely.
+        In a fraction `condition.hide_findings` of the images, each finding is set to unknown with a probability drawn
+        per image from U[0, 1), so that every number of known findings is equally likely.
         """
         generator = torch.Generator(self.device).manual_seed(step_seed(seed, cursor))
         batch = shape[0]
-        share = slice(rank * batch // world, (rank + 1) * batch // world)
+        own = share(batch, rank, world)
 
         def normal() -> Tensor:
-            return torch.randn(shape, generator=generator, device=self.device)[share]
+            return torch.randn(shape, generator=generator, device=self.device)[own]
 
         def uniform(*columns: int) -> Tensor:
-            return torch.rand(batch, *columns, generator=generator, device=self.device)[share]
+            return torch.rand(batch, *columns, generator=generator, device=self.device)[own]
 
         drop_all = uniform() < self.condition.drop_all
-        draw = Draw(normal(), normal(), uniform(), {
+        randomness = StepRandomness(normal(), normal(), uniform(), {
             name: drop_all | (uniform() < getattr(self.condition, f"drop_{name}")) for name in CONDITIONS})
         if not findings or not self.condition.hide_findings:
-            return draw
+            return randomness
         rate = uniform() * (uniform() < self.condition.hide_findings)
-        return replace(draw, hidden=uniform(findings) < rate[:, None])
+        return replace(randomness, hidden=uniform(findings) < rate[:, None])
 
-    def losses(self, model: nn.Module, latents: Tensor, given: dict[str, Tensor], draw: Draw) -> Tensor:
+    def losses(self, model: nn.Module, latents: Tensor, conditions: dict[str, Tensor],
+               randomness: StepRandomness) -> Tensor:
         """Weighted losses (B,) of the predictions for clean `latents` (B, c, h, w) of unit variance.
 
-        `given` holds the conditions (B, ...) by name.
+        `conditions` are (B, ...) by name.
         """
-        if draw.hidden is not None:
-            given = given | {"labels": given["labels"].masked_fill(draw.hidden, -1)}
-        task = self.process.task(latents, draw.noise, draw.level)
+        if randomness.hidden is not None:
+            conditions = conditions | {"labels": conditions["labels"].masked_fill(randomness.hidden, -1)}
+        batch = self.process.noise_latents(latents, randomness.noise, randomness.level)
         dtype = next(model.parameters()).dtype
-        noisy = task.noisy.to(dtype, memory_format=self.layout)
-        predicted = model(noisy, task.timesteps, given, draw.drop).float()
+        noisy = batch.noisy.to(dtype, memory_format=self.layout)
+        predicted = model(noisy, batch.timesteps, conditions, randomness.dropped).float()
         if self.settings.loss == "huber":
-            error = F.huber_loss(predicted, task.target, reduction="none", delta=self.settings.huber_delta)
+            error = F.huber_loss(predicted, batch.target, reduction="none", delta=self.settings.huber_delta)
         else:
             pointwise = F.mse_loss if self.settings.loss == "l2" else F.l1_loss
-            error = pointwise(predicted, task.target, reduction="none")
-        return error.flatten(1).mean(1) * task.weight
+            error = pointwise(predicted, batch.target, reduction="none")
+        return error.flatten(1).mean(1) * batch.weight
 
 
 def process(settings: ObjectiveSettings, device: str) -> Process:
-    """The noise process of the settings, its tables on `device`."""
-    kinds: dict[str, Callable[[ObjectiveSettings, str], Process]] = {"diffusion": Diffusion, "edm": Edm, "flow": Flow}
-    return kinds[settings.process](settings, device)
+    """The noise process of the settings, with its tables on `device`."""
+    processes: dict[str, Callable[[ObjectiveSettings, str], Process]] = {
+        "diffusion": Diffusion, "edm": Edm, "flow": Flow}
+    return processes[settings.process](settings, device)
 
 
-def _normal(settings: ObjectiveSettings, level: Tensor) -> Tensor:
-    """Quantiles of the normal that the noise levels come of."""
-    usual = NOISE_LEVELS[settings.process][_levels(settings)]
-    mean = usual[0] if settings.level_mean is None else settings.level_mean
-    std = usual[1] if settings.level_std is None else settings.level_std
+def _normal_quantiles(settings: ObjectiveSettings, level: Tensor) -> Tensor:
+    """Quantiles of the normal distribution behind the noise levels."""
+    default = NOISE_LEVELS[settings.process][_distribution(settings)]
+    mean = default[0] if settings.level_mean is None else settings.level_mean
+    std = default[1] if settings.level_std is None else settings.level_std
     return mean + std * torch.special.ndtri(level.clamp(1e-6, 1 - 1e-6))
 
 
-def _levels(settings: ObjectiveSettings) -> str:
+def _distribution(settings: ObjectiveSettings) -> str:
     return settings.noise_levels or next(iter(NOISE_LEVELS[settings.process]))
 
 
-def _unit(settings: ObjectiveSettings, level: Tensor) -> Tensor:
-    """Levels in [0, 1): uniform, or the sigmoid of a normal (Esser et al. 2024, arXiv 2403.03206)."""
-    return level if _levels(settings) == "uniform" else _normal(settings, level).sigmoid()
+def _noise_fraction(settings: ObjectiveSettings, level: Tensor) -> Tensor:
+    """Fraction of noise in [0, 1): uniform, or the sigmoid of a normal (Esser et al. 2024, arXiv 2403.03206)."""
+    return level if _distribution(settings) == "uniform" else _normal_quantiles(settings, level).sigmoid()
 
 
 class Diffusion:
-    """Gaussian diffusion in discrete steps (Ho et al. 2020), with zero terminal SNR where the target allows it, so that
-    sampling starts from what training ended with and brightness is free (Lin et al. 2023, arXiv 2305.08891)."""
+    """Gaussian diffusion in discrete steps (Ho et al. 2020), with zero terminal SNR if the target allows it, so that
+    sampling starts from pure noise, as in training, and brightness is unbiased (Lin et al. 2023, arXiv 2305.08891)."""
 
     def __init__(self, settings: ObjectiveSettings, device: str) -> None:
         self.settings = settings
@@ -158,34 +159,35 @@ class Diffusion:
         self.training.alphas_cumprod = signal
         self.snr = signal / (1 - signal)
 
-    def task(self, latents: Tensor, noise: Tensor, level: Tensor) -> Task:
+    def noise_latents(self, latents: Tensor, noise: Tensor, level: Tensor) -> NoisyBatch:
         steps = self.settings.timesteps
-        timesteps = (_unit(self.settings, level) * steps).long().clamp(max=steps - 1)
-        target = {
-            "epsilon": lambda: noise,
-            "sample": lambda: latents,
-            "v_prediction": lambda: self.training.get_velocity(latents, noise, timesteps),
-        }[self.settings.prediction]()
-        return Task(self.training.add_noise(latents, noise, timesteps), timesteps, target, self.weight(timesteps))
+        timesteps = (_noise_fraction(self.settings, level) * steps).long().clamp(max=steps - 1)
+        if self.settings.prediction == "epsilon":
+            target = noise
+        elif self.settings.prediction == "sample":
+            target = latents
+        else:
+            target = self.training.get_velocity(latents, noise, timesteps)
+        return NoisyBatch(self.training.add_noise(latents, noise, timesteps), timesteps, target, self.weight(timesteps))
 
     def weight(self, timesteps: Tensor) -> Tensor:
-        """min-SNR-gamma weights (B,) for the chosen prediction (Hang et al. 2023, arXiv 2303.09556).
+        """min-SNR-gamma weights (B,) for the prediction type (Hang et al. 2023, arXiv 2303.09556).
 
-        For v they are the paper's with one added to the SNR before the cap, as in diffusers' training examples: they
-        do not vanish where the SNR does, which is where sampling starts.
+        For v-prediction, one is added to the SNR before clamping, as in diffusers' training examples: the weight then
+        does not vanish at zero SNR, where sampling starts.
         """
         if self.settings.min_snr is None:
             return torch.ones_like(timesteps, dtype=torch.float32)
         snr = self.snr[timesteps]
-        capped = snr.clamp(max=self.settings.min_snr)
-        return {
-            "sample": capped,
-            "epsilon": capped / snr.clamp(min=1e-8),
-            "v_prediction": (snr + 1).clamp(max=self.settings.min_snr) / (snr + 1),
-        }[self.settings.prediction]
+        clamped = snr.clamp(max=self.settings.min_snr)
+        if self.settings.prediction == "epsilon":
+            return clamped / snr.clamp(min=1e-8)
+        if self.settings.prediction == "sample":
+            return clamped
+        return (snr + 1).clamp(max=self.settings.min_snr) / (snr + 1)
 
     def scheduler(self) -> SchedulerMixin:
-        """DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) on the schedule that was trained."""
+        """DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) on the schedule used in training."""
         return DPMSolverMultistepScheduler.from_config(self.training.config, algorithm_type="dpmsolver++")
 
 
@@ -196,13 +198,14 @@ class Edm:
     def __init__(self, settings: ObjectiveSettings, device: str) -> None:
         self.settings = settings
 
-    def task(self, latents: Tensor, noise: Tensor, level: Tensor) -> Task:
-        sigma = _normal(self.settings, level).exp()
-        wide = sigma.view(-1, 1, 1, 1)
-        both = wide.square() + SIGMA_DATA**2
-        noisy = latents + wide * noise
-        skip, out = SIGMA_DATA**2 / both, wide * SIGMA_DATA / both.sqrt()
-        return Task(noisy / both.sqrt(), sigma.log() / 4, (latents - skip * noisy) / out, torch.ones_like(sigma))
+    def noise_latents(self, latents: Tensor, noise: Tensor, level: Tensor) -> NoisyBatch:
+        sigma = _normal_quantiles(self.settings, level).exp()
+        std = sigma.view(-1, 1, 1, 1)
+        variance = std.square() + SIGMA_DATA**2
+        noisy = latents + std * noise
+        skip, out = SIGMA_DATA**2 / variance, std * SIGMA_DATA / variance.sqrt()
+        return NoisyBatch(noisy / variance.sqrt(), sigma.log() / 4, (latents - skip * noisy) / out,
+                          torch.ones_like(sigma))
 
     def scheduler(self) -> SchedulerMixin:
         return EDMDPMSolverMultistepScheduler(sigma_min=self.settings.sigma_min, sigma_max=self.settings.sigma_max,
@@ -210,16 +213,16 @@ class Edm:
 
 
 class Flow:
-    """Rectified flow (Liu et al. 2022, arXiv 2209.03003): straight lines from data to noise, and their velocity."""
+    """Rectified flow (Liu et al. 2022, arXiv 2209.03003): straight paths from data to noise, and their velocity."""
 
     def __init__(self, settings: ObjectiveSettings, device: str) -> None:
         self.settings = settings
 
-    def task(self, latents: Tensor, noise: Tensor, level: Tensor) -> Task:
-        share = _unit(self.settings, level)
-        wide = share.view(-1, 1, 1, 1)
-        return Task((1 - wide) * latents + wide * noise, share * self.settings.timesteps, noise - latents,
-                    torch.ones_like(share))
+    def noise_latents(self, latents: Tensor, noise: Tensor, level: Tensor) -> NoisyBatch:
+        time = _noise_fraction(self.settings, level)
+        t = time.view(-1, 1, 1, 1)
+        return NoisyBatch((1 - t) * latents + t * noise, time * self.settings.timesteps, noise - latents,
+                          torch.ones_like(time))
 
     def scheduler(self) -> SchedulerMixin:
         return DPMSolverMultistepScheduler(num_train_timesteps=self.settings.timesteps, use_flow_sigmas=True,

@@ -1,6 +1,6 @@
-"""DINO (Caron et al. 2021, arXiv 2104.14294) with two choices of DINOv2 (Oquab et al. 2023, arXiv 2304.07193) that keep
-small sets from collapsing: Sinkhorn-Knopp centring and the KoLeo term. Views are not mirrored: the heart is on the
-left."""
+"""DINO (Caron et al. 2021, arXiv 2104.14294) with two components of DINOv2 (Oquab et al. 2023, arXiv 2304.07193) that
+prevent collapse on small sets: Sinkhorn-Knopp centring and the KoLeo regulariser. Views are not mirrored: the heart is
+on the left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.generator.encoder.vit import whole_patches
-from pipelines.generator.settings import Encoder as EncoderSettings
+from pipelines.generator.settings import EncoderSettings
 from pipelines.generator.standalone.image_encoder import Encoder
 
 STUDENT_TEMPERATURE = 0.1
@@ -41,7 +41,7 @@ class Network(nn.Module):
 
 
 class Dino(nn.Module):
-    """Student and teacher; the teacher is the student's moving average and ends as the encoder."""
+    """Student and teacher; the teacher is the student's EMA and becomes the encoder."""
 
     def __init__(self, encoder: Encoder, settings: EncoderSettings) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Dino(nn.Module):
 
 @torch.no_grad()
 def sinkhorn(logits: Tensor) -> Tensor:
-    """Soft assignments (B, K) that use all prototypes alike (Caron et al. 2020, arXiv 2006.09882)."""
+    """Soft assignments (B, K) that use all prototypes equally (Caron et al. 2020, arXiv 2006.09882)."""
     q = torch.softmax(logits.flatten() / TEACHER_TEMPERATURE, 0).view_as(logits)
     for _ in range(SINKHORN_ITERATIONS):
         q = q / (q.sum(0, keepdim=True) * q.shape[1] + 1e-12)
@@ -93,7 +93,7 @@ def koleo(features: Tensor) -> Tensor:
 
 
 def views(size: int, scale: tuple[float, float]) -> nn.Module:
-    """Random crops of a share `scale` of the area, with the exposure varied as between radiographs."""
+    """Random crops of an area fraction in `scale`, with random brightness, contrast and blur."""
     return K.AugmentationSequential(
         K.RandomResizedCrop((size, size), scale=scale, ratio=(0.8, 1.25), cropping_mode="resample"),
         K.RandomBrightness((0.8, 1.2), p=0.8),

@@ -1,8 +1,6 @@
 """Stage `encoder`: the image encoder whose embedding conditions the generator.
 
-Weights come from the Hub through timm (`encoder.pretrained`), or are learned here by DINO (Caron et al. 2021,
-arXiv 2104.14294) on the train split, with two choices of DINOv2 (Oquab et al. 2023, arXiv 2304.07193) that keep small
-sets from collapsing: Sinkhorn-Knopp centring and the KoLeo term. Views are not mirrored: the heart is on the left.
+Its weights are from the Hub through timm (`encoder.pretrained`), or trained by DINO on the train split (`dino`).
 """
 
 from __future__ import annotations
@@ -20,30 +18,31 @@ from pipelines.data.labels import ABSENT, PRESENT, STATES, known_labels, label_s
 from pipelines.data.split import check_filled
 from pipelines.generator.encoder.dino import Dino
 from pipelines.generator.encoder.vit import embed, from_timm, whole_patches
-from pipelines.generator.settings import Encoder as EncoderSettings
+from pipelines.generator.settings import EncoderSettings
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.learning.precision import to_device
 from pipelines.learning.readers import ImageReader
-from pipelines.learning.small_loop import CHECKPOINT, fit
+from pipelines.learning.small_loop import CHECKPOINT, train_small_network
 from pipelines.learning.weights import save_model
 from pipelines.metrics.embeddings import effective_rank, knn_auc
 from pipelines.monitor.progress import follow
 from pipelines.tables.draw import iterate_drawn
 from pipelines.tables.images import picture, pixels
 
-STATISTICS_IMAGES = 2_000  # of the train split, for the mean and deviation of its pixels
-PROBED = {"train": 20_000, "val": 5_000}  # images of each split for the effective rank and the k-NN probe, at most
+STATISTICS_IMAGES = 2_000  # sampled from the train split for the mean and standard deviation of its pixels
+PROBE_IMAGES = {"train": 20_000, "val": 5_000}  # sampled from each split for the effective rank and k-NN probe
 
 
 def encoder(stage: Stage) -> Metrics:
-    """Returns the embeddings' effective rank and a k-NN probe's AUC on the val split, each of a sample."""
+    """Returns the embeddings' effective rank and the AUC of a k-NN probe on the val split, both of samples."""
     settings = stage.section(EncoderSettings)
-    work = (stage.folder, stage.input("ingest") / "images", settings, stage.metrics_of("ingest")["size"], stage.seed)
-    splits = stage.metrics_of("ingest")["splits"]
+    ingested = stage.metrics_of("ingest")
+    splits = ingested["splits"]
     check_filled(splits)
-    with follow(stage.folder, "encoder", settings.total(splits["train"])):
-        return compute(stage.resources, train_encoder, *work)
+    arguments = (stage.folder, stage.input("ingest") / "images", settings, ingested["size"], stage.seed)
+    with follow(stage.folder, "encoder", settings.training_images(splits["train"])):
+        return compute(stage.resources, train_encoder, *arguments)
 
 
 def train_encoder(folder: Folder, table: Folder, settings: EncoderSettings, size: int, seed: int) -> Metrics:
@@ -55,9 +54,9 @@ def train_encoder(folder: Folder, table: Folder, settings: EncoderSettings, size
         side = whole_patches(size, timm.create_model(settings.architecture, **settings.options))
         model = Encoder(settings.architecture, side, mean=mean, std=std, options=settings.options)
         dino, reader = Dino(model, settings).to(device()), ImageReader([(table, "train")], seed)
-        weights = f"DINO on {settings.total(reader.n)} images of the train split"
-        fit(dino, lambda batch, progress: dino.loss(to_device(batch.inputs, device()), progress), settings, reader,
-            seed, folder)
+        weights = f"DINO on {settings.training_images(reader.n)} images of the train split"
+        train_small_network(dino, lambda batch, progress: dino.loss(to_device(batch.inputs, device()), progress),
+                            settings, reader, seed, folder)
         model = dino.teacher.encoder
     metrics = probe(model.eval(), table, settings.batch, seed)
     save_model(folder, model)
@@ -66,7 +65,7 @@ def train_encoder(folder: Folder, table: Folder, settings: EncoderSettings, size
 
 
 def pixel_statistics(table: Folder, seed: int) -> tuple[float, float]:
-    """Mean and deviation of the pixels in [0, 1] of a sample of the train split."""
+    """Mean and standard deviation of pixels in [0, 1], over a sample of the train split."""
     counts = sum(np.bincount(picture(image).ravel(), minlength=256)
                  for shard in iterate_drawn(table, STATISTICS_IMAGES, seed, ["image"], "train")
                  for image in shard["image"])
@@ -76,22 +75,22 @@ def pixel_statistics(table: Folder, seed: int) -> tuple[float, float]:
 
 
 def probe(model: Encoder, table: Folder, batch: int, seed: int) -> Metrics:
-    """Width and effective rank of the embeddings, and where there are labels how well neighbours share them."""
-    (train, train_labels), (val, val_labels) = (embed_drawn(model, table, split, batch, seed) for split in PROBED)
+    """Dimension and effective rank of the embeddings, and with labels the AUC of a k-NN probe."""
+    (train, train_labels), (val, val_labels) = (embed_drawn(model, table, split, batch, seed) for split in PROBE_IMAGES)
     metrics: Metrics = {"dim": model.embedding_dim, "effective_rank": round(effective_rank(train), 2)}
     labels = known_labels(train_labels)
     targets = torch.from_numpy(label_states(val_labels, labels))
-    judged = [k for k in range(len(labels)) if {ABSENT, PRESENT} <= set(targets[:, k].tolist())]
-    if judged:
-        train_targets = torch.from_numpy(label_states(train_labels, labels))[:, judged]
-        metrics["knn_auc"] = knn_auc(train, train_targets, val, targets[:, judged])
+    testable = [k for k in range(len(labels)) if {ABSENT, PRESENT} <= set(targets[:, k].tolist())]
+    if testable:
+        train_targets = torch.from_numpy(label_states(train_labels, labels))[:, testable]
+        metrics["knn_auc"] = knn_auc(train, train_targets, val, targets[:, testable])
     return metrics
 
 
 def embed_drawn(model: Encoder, table: Folder, split: str, batch: int, seed: int) -> tuple[Tensor, pa.Table]:
-    """Embeddings (N, D) of a sample of a split, and its labels; the images of one shard in memory at a time."""
+    """Embeddings (N, D) and labels of a sample of a split; one shard of images is in memory at a time."""
     embeddings, labels = [], []
-    for shard in iterate_drawn(table, PROBED[split], seed, ["image", *STATES], split):
+    for shard in iterate_drawn(table, PROBE_IMAGES[split], seed, ["image", *STATES], split):
         embeddings.append(embed(model, pixels(shard), batch))
         labels.append(shard.select(STATES))
     return torch.cat(embeddings), pa.concat_tables(labels)

@@ -1,4 +1,4 @@
-"""Vision transformers as image encoders: with Hub weights through timm, loaded from a stage, applied to images."""
+"""Vision transformers as image encoders: created with Hub weights, loaded from a stage, applied to images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.learning.precision import autocast, to_device
 from pipelines.learning.weights import load_model
 
-# Weights that are not timm's: the architecture, and what to replace in timm's description of it.
-ELSEWHERE: dict[str, tuple[str, dict[str, Any]]] = {
+# Weights that timm does not list: the architecture, and overrides of timm's pretrained_cfg.
+EXTRA_WEIGHTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rad-dino": ("vit_base_patch14_dinov2.lvd142m", {  # Perez-Garcia et al. 2024, arXiv 2401.10815: 0.9 M chest X-rays
         "hf_hub_id": "microsoft/rad-dino", "hf_hub_filename": "backbone_compatible.safetensors",
         "mean": (0.5307,) * 3, "std": (0.2583,) * 3}),
@@ -27,20 +27,20 @@ ELSEWHERE: dict[str, tuple[str, dict[str, Any]]] = {
 def from_timm(name: str, size: int) -> Encoder:
     """A vision transformer with its Hub weights, for gray images of `size` pixels (rounded to whole patches).
 
-    Raises UserError where there is no such model, or its weights cannot be downloaded.
+    Raises UserError if the model does not exist or its weights cannot be downloaded.
     """
-    architecture, other = ELSEWHERE.get(name, (name, None))
+    architecture, overlay = EXTRA_WEIGHTS.get(name, (name, None))
     try:
         with torch.device("meta"):
-            plain = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=other)
-        mean, std = (float(np.mean(plain.pretrained_cfg[key])) for key in ("mean", "std"))
-        side = whole_patches(size, plain)
+            template = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=overlay)
+        mean, std = (float(np.mean(template.pretrained_cfg[key])) for key in ("mean", "std"))
+        side = whole_patches(size, template)
         model = Encoder(architecture, side, 3, mean, std)
-        source = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=other, num_classes=0,
+        source = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0,
                                    img_size=side, dynamic_img_size=True)
-    except (RuntimeError, AttributeError, TypeError, OSError) as error:  # of timm, and of the Hub
-        raise UserError(f"encoder.pretrained={name}: {error}; it must be rad-dino, or a vision transformer of timm "
-                         "whose weights this machine can download, such as vit_base_patch14_dinov2.lvd142m") from error
+    except (RuntimeError, AttributeError, TypeError, OSError) as error:  # raised by timm and the Hub
+        raise UserError(f"encoder.pretrained={name}: {error}; use rad-dino, or a timm vision transformer with "
+                        "weights on the Hub, such as vit_base_patch14_dinov2.lvd142m") from error
     model.vit.load_state_dict(source.state_dict())
     return model
 
@@ -53,7 +53,7 @@ def whole_patches(size: int, vit: Any) -> int:
 
 @torch.no_grad()
 def embed(model: Encoder, images: np.ndarray, batch: int) -> Tensor:
-    """Embeddings (N, D) float32 on the host of uint8 images (N, 1, H, W)."""
+    """Embeddings (N, D), float32 in CPU memory, of uint8 images (N, 1, H, W)."""
     with autocast():
         parts = [model.embed(to_device(images[i : i + batch], device())) for i in range(0, len(images), batch)]
     return torch.cat(parts).cpu()
@@ -61,7 +61,7 @@ def embed(model: Encoder, images: np.ndarray, batch: int) -> Tensor:
 
 @torch.no_grad()
 def embed_patches(model: Encoder, images: np.ndarray, batch: int, grid: int) -> tuple[Tensor, Tensor]:
-    """Embeddings (N, D), and patch features (N, grid * grid, D), float32 on the host of uint8 images (N, 1, H, W)."""
+    """Embeddings (N, D) and patch features (N, grid * grid, D), as `embed`."""
     with autocast():
         parts = [model.embed_patches(to_device(images[i : i + batch], device()), grid)
                  for i in range(0, len(images), batch)]

@@ -1,4 +1,4 @@
-"""Stage `latents`: every clean image encoded once, as posterior mean and log-variance and as a DINO embedding.
+"""Stage `latents`: encodes every clean image once, as posterior mean and log-variance and as a DINO embedding.
 
 Ray Data reads and decodes on CPUs, encodes in an actor pool that keeps the networks loaded, and commits shard by shard.
 """
@@ -18,7 +18,7 @@ from cluster.storage import Folder
 from pipelines.data.labels import STATES
 from pipelines.data.structures import is_outlined, pixel_values
 from pipelines.generator.latents.spec import write_latents, write_spec
-from pipelines.generator.settings import Latents
+from pipelines.generator.settings import LatentsSettings
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import bar
 from pipelines.tables.images import picture, pixels
@@ -27,82 +27,81 @@ from pipelines.tables.schemas import latents_schema
 from pipelines.tables.streaming import shard_numbers, stream
 
 KEPT = ("image_id", "source", "patient_id", *STATES, "split")
-NARROW = 0.01  # of a latent's variance: posteriors of less width are kept as their means alone
-ACTORS = 8  # without GPUs, at most: each holds both networks and torch
+NARROW = 0.01  # of a channel's variance: below it log-variances are not stored, only means
+ACTORS = 8  # largest number without GPUs: each holds both networks and torch
 
 
 def latents(stage: Stage) -> Metrics:
     """Returns the number of images, images/s, the mean and deviation of each latent channel, and the set's key.
 
-    Of each shard of images there is a file for every split: train-00012.parquet, and val- and test- where it has such
-    images. That of train is written last and marks the shard as done. spec.json tells what the table holds.
+    Each shard of images becomes a file per split: train-00012.parquet, and val- and test- if it has such images. The
+    train file is written last and marks the shard as done. spec.json describes the table.
 
-    Raises UserError when the folder holds a part of the latents of other weights.
+    Raises UserError if the folder holds latents of other network weights.
     """
-    images, out, settings = stage.input("ingest") / "images", stage.folder, stage.section(Latents)
+    images, out, settings = stage.input("ingest") / "images", stage.folder, stage.section(LatentsSettings)
     key = claim(stage)
     done = {number(name) for name in out.names(".parquet") if name.startswith("train-")}
     blocks = shard_numbers([index for name in images.names(".parquet") if (index := number(name)) not in done])
-    encode = Encode(stage.input("autoencoder"), stage.input("encoder"), settings, keeps_logvar(stage))
+    encoding = EncodingSpec(stage.input("autoencoder"), stage.input("encoder"), settings, keeps_logvar(stage))
     total = stage.metrics_of("ingest")["images"]
-    with bar("latents", total) as shown:
-        shown.to(total - sum(row_count(images, shard_name(block["shard"][0].as_py())) for block in blocks))
-        encoding = encode_operator(encode, stage.resources, len(blocks))
-        operators = [(ReadImages(images, settings.masks), {}), encoding, (WriteLatents(out, settings.masks), {})]
-        speed = stream(blocks, operators, shown)
+    with bar("latents", total) as progress:
+        progress.to(total - sum(row_count(images, shard_name(block["shard"][0].as_py())) for block in blocks))
+        encode = encode_operator(encoding, stage.resources, len(blocks))
+        operators = [(ReadImages(images, settings.masks), {}), encode, (WriteLatents(out, settings.masks), {})]
+        speed = stream(blocks, operators, progress)
     statistics = write_spec(out)
     assert statistics["images"] == total, f"{statistics['images']} latents of {total} images"
     return statistics | {"key": key} | ({"images_per_second": speed} if speed else {})
 
 
 def claim(stage: Stage) -> str:
-    """Write down whose latents these are, or see that they are the same as before.
+    """Record the key of these latents, or check that it is the recorded one.
 
     Returns:
-        The key of the set: a hash of both networks' weights and of the images they encode, which stand for the
-        preprocessing and the size.
+        The key: a hash of both networks' weights and of the fingerprint of the images.
     """
-    told = hashlib.sha256(stage.record_of("ingest")["fingerprint"].encode())
+    digest = hashlib.sha256(stage.record_of("ingest")["fingerprint"].encode())
     for network in ("autoencoder", "encoder"):
         model = stage.input(network) / "model"
         for name in model.names():
-            told.update(hashlib.sha256(model.read(name)).digest())
-    key = told.hexdigest()[:16]
+            digest.update(hashlib.sha256(model.read(name)).digest())
+    key = digest.hexdigest()[:16]
     claimed = stage.folder.read_json("key.json") or {"key": key}
     if claimed["key"] != key:
-        raise UserError(f"{stage.folder.uri} was begun as latents of other weights (key {claimed['key']}, not {key}): "
-                         f"what lies in {stage.input('autoencoder').uri} or {stage.input('encoder').uri} was replaced; "
-                         "remove the folder to have all images encoded anew")
+        raise UserError(f"{stage.folder.uri} was started with other network weights (key {claimed['key']}, now {key}): "
+                         f"the model in {stage.input('autoencoder').uri} or {stage.input('encoder').uri} was replaced; "
+                         "delete the folder to encode all images again")
     stage.folder.write_json("key.json", {"key": key})
     return key
 
 
 def keeps_logvar(stage: Stage) -> bool:
-    """Whether the width of the posteriors is kept: as the settings say, else where it is not narrow."""
-    chosen = stage.section(Latents).logvar
-    return stage.metrics_of("autoencoder")["posterior_share"] > NARROW if chosen is None else chosen
+    """Whether log-variances are stored: `latents.logvar`, or if that is null, unless posteriors are narrow."""
+    requested = stage.section(LatentsSettings).logvar
+    return stage.metrics_of("autoencoder")["posterior_share"] > NARROW if requested is None else requested
 
 
-def encode_operator(encode: Encode, resources: Resources, shards: int) -> tuple[Any, dict[str, Any]]:
-    """One actor per GPU; without GPUs one per core or two, which wait for no thread of their own; none without a shard.
+def encode_operator(encoding: EncodingSpec, resources: Resources, shards: int) -> tuple[Any, dict[str, Any]]:
+    """The encoding operator: one actor per GPU; without GPUs one per CPU, up to ACTORS; at most one per shard.
 
-    Such an actor reserves half of its cores: Ray Data needs the others to read and to write.
+    A CPU actor reserves half of its cores, as Ray Data needs the others to read and write.
     """
     from ray.data import ActorPoolStrategy
 
     actors = max(1, min(resources.gpus or min(resources.cpus, ACTORS), shards))
     threads = None if resources.gpus else resources.cpus_each(actors)
     reserved = {"num_gpus": 1, "num_cpus": 1} if threads is None else {"num_cpus": threads / 2}
-    return Encoding, {"compute": ActorPoolStrategy(size=actors), "fn_constructor_args": (encode, threads),
+    return EncodeImages, {"compute": ActorPoolStrategy(size=actors), "fn_constructor_args": (encoding, threads),
                       "ray_remote_args_fn": _give_up_after_3, **reserved}
 
 
 def _give_up_after_3() -> dict[str, int]:
-    return {"max_task_retries": 3}  # Ray Data's default is to try a shard that kills its actor for ever
+    return {"max_task_retries": 3}  # by default Ray Data retries a shard that kills its actor without limit
 
 
 class ReadImages:
-    """Ray Data operator: the number of a shard to its decoded images, and masks, uint8; of all splits or one."""
+    """Ray Data operator: a shard number to its decoded images and masks, uint8; of all splits or one."""
 
     def __init__(self, images: Folder, masks: Sequence[str], split: str | None = None) -> None:
         self.images, self.masks, self.split = images, masks, split
@@ -123,17 +122,17 @@ class ReadImages:
         return kept.append_column("pixels", flat).append_column("side", side).append_column("shard", shard)
 
 
-class Encode:
-    """What an encoding actor needs to start: where the networks are, and what to keep of them."""
+class EncodingSpec:
+    """The parameters of an encoding actor: the folders of the networks, and what to store."""
 
-    def __init__(self, autoencoder: Folder, encoder: Folder, settings: Latents, logvar: bool) -> None:
+    def __init__(self, autoencoder: Folder, encoder: Folder, settings: LatentsSettings, logvar: bool) -> None:
         self.autoencoder, self.encoder, self.settings, self.logvar = autoencoder, encoder, settings, logvar
 
 
-class Encoding:
-    """Ray Data actor: decoded images to latents (posterior mean and log-variance), embeddings and what else is kept."""
+class EncodeImages:
+    """Ray Data actor: decoded images to latents (mean, log-variance), embeddings, patch features and masks."""
 
-    def __init__(self, encode: Encode, threads: int | None) -> None:
+    def __init__(self, encoding: EncodingSpec, threads: int | None) -> None:
         import torch
 
         from cluster.session import device, use_cores
@@ -142,21 +141,21 @@ class Encoding:
 
         use_cores(threads)
         layout = torch.channels_last
-        self.autoencoder = load_autoencoder(encode.autoencoder).to(device(), memory_format=layout)
-        self.encoder = load_encoder(encode.encoder).to(device())
-        self.settings, self.batch, self.logvar = encode.settings, encode.settings.batch, encode.logvar
+        self.autoencoder = load_autoencoder(encoding.autoencoder).to(device(), memory_format=layout)
+        self.encoder = load_encoder(encoding.encoder).to(device())
+        self.settings, self.batch, self.logvar = encoding.settings, encoding.settings.batch, encoding.logvar
 
     def __call__(self, block: pa.Table) -> pa.Table:
         side = block["side"][0].as_py()
         images = np.stack([np.frombuffer(row.as_py(), np.uint8) for row in block["pixels"]]).reshape(-1, 1, side, side)
-        found = self._posteriors(images) | self._embeddings(images)
+        columns = self._posteriors(images) | self._embeddings(images)
         if self.settings.masks:
-            latent, masks = found["latent_mean"].shape[-1], self.settings.masks
+            latent, masks = columns["latent_mean"].shape[-1], self.settings.masks
             outlined = [row.as_py() or () for row in block["structures"]]
-            found["mask"] = np.stack([mask_planes(mask.as_py(), names, side, latent, masks)
-                                      for mask, names in zip(block["mask"], outlined, strict=True)])
+            columns["mask"] = np.stack([mask_planes(mask.as_py(), names, side, latent, masks)
+                                        for mask, names in zip(block["mask"], outlined, strict=True)])
         table = block.select([*KEPT, "shard"])
-        for name, values in found.items():
+        for name, values in columns.items():
             table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values)))
         return table
 
@@ -171,25 +170,26 @@ class Encoding:
     def _posteriors(self, images: np.ndarray) -> dict[str, np.ndarray]:
         import torch
 
-        from pipelines.generator.autoencoder.model import in_range
+        from pipelines.generator.autoencoder.model import to_model_range
         from pipelines.learning.precision import autocast
 
         means: list[torch.Tensor] = []
         logvars: list[torch.Tensor] = []
         with torch.no_grad(), autocast():
             for start in range(0, len(images), self.batch):
-                posterior = self.autoencoder.encode(in_range(images[start : start + self.batch], self.autoencoder))
-                means.append(posterior.latent_dist.mean.half())
-                logvars += [posterior.latent_dist.logvar.half()] if self.logvar else []
-        found = {"latent_mean": torch.cat(means).cpu().numpy()}
-        return found | ({"latent_logvar": torch.cat(logvars).cpu().numpy()} if self.logvar else {})
+                batch = to_model_range(images[start : start + self.batch], self.autoencoder)
+                posterior = self.autoencoder.encode(batch).latent_dist
+                means.append(posterior.mean.half())
+                logvars += [posterior.logvar.half()] if self.logvar else []
+        arrays = {"latent_mean": torch.cat(means).cpu().numpy()}
+        return arrays | ({"latent_logvar": torch.cat(logvars).cpu().numpy()} if self.logvar else {})
 
 
 def mask_planes(mask: bytes | None, outlined: Collection[str], side: int, latent: int,
                 structures: Sequence[str]) -> np.ndarray:
-    """Share of each structure in the area of each place of the latent: float16 (structures, latent, latent).
+    """Area fraction of each structure in each latent cell: float16 (structures, latent, latent).
 
-    A structure that is not `outlined` in the image is -1 everywhere: unknown, not empty.
+    A structure that is not annotated (`outlined`) in the image is -1 everywhere: unknown, not empty.
     """
     planes = np.full((len(structures), latent, latent), -1, np.float16)
     numbers = np.frombuffer(mask or b"", np.uint8).reshape(-1, side)
@@ -217,5 +217,5 @@ class WriteLatents:
 
 
 def number(name: str) -> int:
-    """Of the shard that a file is of."""
+    """The shard number in a file name."""
     return int(name.removesuffix(".parquet").rpartition("-")[2])

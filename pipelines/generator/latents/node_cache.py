@@ -1,7 +1,7 @@
-"""Latents of one split in a node's temporary folder: read once per node, mapped by all its workers, kept for the next.
+"""Latents of one split in a node's temporary folder: read once per node and memory-mapped by all its workers.
 
-A worker group that is started again on the node finds them there. They go when the training ends, or when another
-attempt at the run looks for others.
+A restarted worker group on the node reuses them. They are deleted when training ends, or when another attempt at the
+run needs other latents.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ OTHERS, DONE = "others.parquet", "done"
 
 def read_cached(cache: Path, table: Folder, names: Sequence[str], others: Sequence[str], split: str) \
         -> tuple[dict[str, np.ndarray], pa.Table]:
-    """As `read_tensors`, through `cache`, a folder of this node that the first of its workers fills.
+    """As `read_tensors`, through `cache`, a folder of this node that its first worker fills.
 
     Raises:
-        OSError: there is no room for the arrays.
+        OSError: the disk has no space for the arrays.
     """
     cache.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{cache}.lock"):
@@ -36,21 +36,21 @@ def read_cached(cache: Path, table: Folder, names: Sequence[str], others: Sequen
             shutil.rmtree(cache, ignore_errors=True)
             cache.mkdir()
             try:
-                arrays, told = read_tensors(table, names, others, split,
+                arrays, rest = read_tensors(table, names, others, split,
                                             lambda name, shape, dtype: _mapped(_array(cache, name), shape, dtype))
                 for name, array in arrays.items():
                     if not len(array):
                         np.save(_array(cache, name), array)
-                pq.write_table(told, cache / OTHERS)
+                pq.write_table(rest, cache / OTHERS)
             except BaseException:
                 shutil.rmtree(cache, ignore_errors=True)
                 raise
             (cache / DONE).touch()
-    return {name: np.load(_array(cache, name), mmap_mode="r" if told_rows(cache) else None) for name in names}, \
+    return {name: np.load(_array(cache, name), mmap_mode="r" if cached_rows(cache) else None) for name in names}, \
         pq.read_table(cache / OTHERS)
 
 
-def told_rows(cache: Path) -> int:
+def cached_rows(cache: Path) -> int:
     return pq.read_metadata(cache / OTHERS).num_rows
 
 
@@ -59,7 +59,7 @@ def _array(cache: Path, name: str) -> Path:
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A new array in a file whose room is reserved: a full disk would else end the process without a word."""
+    """A new array in a preallocated file: otherwise a full disk would kill the process with SIGBUS."""
     if not shape[0]:
         return np.empty(shape, dtype)
     array = open_memmap(path, "w+", dtype, shape)
@@ -68,6 +68,6 @@ def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            raise OSError(error.errno, f"no room for {size / 2**30:.1f} GiB of latents ({error.strerror}); TMPDIR may "
-                                       "name a larger folder", str(path.parent)) from error
+            raise OSError(error.errno, f"no space for {size / 2**30:.1f} GiB of latents ({error.strerror}); set "
+                                       "TMPDIR to a larger folder", str(path.parent)) from error
     return array

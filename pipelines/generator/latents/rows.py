@@ -1,4 +1,4 @@
-"""Single images of a latents table, read as they are asked for, in bounded memory."""
+"""Random access to single images of a latents table, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ import pyarrow.parquet as pq
 
 from cluster.faults import retried
 from cluster.storage import Folder
-from pipelines.generator.latents.spec import latent_spec
+from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.tables.parquet import files, tensors
 
 T = TypeVar("T")
 
-ROOM = 1 << 30  # bytes of row groups that are kept
+CACHE_BYTES = 1 << 30  # of row groups in memory
 
 
 class TrainRows:
-    """The tensors of single images of the train split.  Threads may ask at the same time.
+    """The tensors of single images of the train split.  Thread-safe.
 
     Args:
         latents: the table.
-        names: its columns to read.
-        room: bytes of what was read that are kept at most; at least one row group of each of two threads.
+        names: the columns to read.
+        cache_bytes: size of the cache of row groups, which holds at least two.
     """
 
-    def __init__(self, latents: Folder, names: Sequence[str], room: int = ROOM) -> None:
-        spec = latent_spec(latents)
+    def __init__(self, latents: Folder, names: Sequence[str], cache_bytes: int = CACHE_BYTES) -> None:
+        spec = read_latent_spec(latents)
         self.latents, self.names, self.files = latents, list(names), files(latents, "train")
         self.starts = np.cumsum([0, *spec.rows])
         fullest = int(np.argmax(spec.rows)) if spec.rows else 0
         self.group_rows = max(self._read(fullest, lambda file: pq.read_metadata(file).row_group(0).num_rows), 1)
         row_bytes = 2 * sum(int(np.prod(spec.shapes[name])) for name in self.names)
-        self._group = lru_cache(max(2, room // max(1, row_bytes * self.group_rows)))(self._read_group)
+        self._group = lru_cache(max(2, cache_bytes // max(1, row_bytes * self.group_rows)))(self._read_group)
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """float16 arrays of image `index` of the split, in the order of the table."""
         file = int(np.searchsorted(self.starts, index, side="right")) - 1
-        group, place = divmod(index - int(self.starts[file]), self.group_rows)
-        return {name: values[place] for name, values in self._group(file, group).items()}
+        group, row = divmod(index - int(self.starts[file]), self.group_rows)
+        return {name: values[row] for name, values in self._group(file, group).items()}
 
     def _read_group(self, file: int, group: int) -> dict[str, np.ndarray]:
         def read(opened: pa.NativeFile) -> pa.Table:

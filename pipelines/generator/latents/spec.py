@@ -1,6 +1,6 @@
-"""What a latents table holds, told once in spec.json: no later stage scans the table to know.
+"""The contents of a latents table, summarised once in spec.json so that later stages need not scan it.
 
-Every file carries its sums in its footer, so that the whole is told by footers alone, also after a resumed run.
+Every file carries its sums in its footer, so that footers suffice to summarise the table, also after a resumed run.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from pipelines.tables.schemas import SPLITS
 
 FILE = "spec.json"
 SUMS = b"rayograph"  # the key of a file's metadata
-READERS = 32  # footers read side by side
+READERS = 32  # footers read concurrently
 
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """What one image of a latents table has, and how many images there are.
+    """Shapes of one image in a latents table, and numbers of images.
 
     Args:
         latent: channels, height, width.
-        shapes: of each condition but the labels.
+        shapes: of each condition except labels.
         labels: findings present in the train split, sorted.
         structures: channels of the mask.
-        logvar: whether the width of the posteriors is kept.
-        images: of each split.
+        logvar: whether log-variances are stored.
+        images: number in each split.
         rows: images of the train split in each shard.
     """
 
@@ -52,21 +52,21 @@ class LatentSpec:
     rows: tuple[int, ...]
 
 
-def latent_spec(folder: Folder) -> LatentSpec:
-    """The spec that the latents stage left.  Raises UserError where it is missing."""
-    found = folder.read_json(FILE)
-    if found is None:
-        raise UserError(f"{folder.uri} has no {FILE}: it was made by an earlier version, or not to its end; run "
+def read_latent_spec(folder: Folder) -> LatentSpec:
+    """The spec written by the latents stage.  Raises UserError if it is missing."""
+    spec = folder.read_json(FILE)
+    if spec is None:
+        raise UserError(f"{folder.uri} has no {FILE}: it is incomplete or was made by an earlier version; run "
                         "`rayograph latents changed=redo`")
-    channels, height, width = found["latent"]
-    return LatentSpec((channels, height, width), {name: tuple(shape) for name, shape in found["shapes"].items()},
-                      found["labels"], found["structures"], found["logvar"], found["images"], tuple(found["rows"]))
+    channels, height, width = spec["latent"]
+    return LatentSpec((channels, height, width), {name: tuple(shape) for name, shape in spec["shapes"].items()},
+                      spec["labels"], spec["structures"], spec["logvar"], spec["images"], tuple(spec["rows"]))
 
 
 def write_latents(folder: Folder, index: int, table: pa.Table) -> None:
-    """Commit the latents of one shard of images: a file for each split, that of train last, for it marks the shard.
+    """Commit the latents of one shard of images: a file per split, train last, as it marks the shard as done.
 
-    Of two attempts the first to come to an end counts.
+    Of two attempts at a shard, the first to finish counts.
     """
     for split in ("val", "test", "train"):
         rows = table.filter(pc.field("split") == split)
@@ -75,22 +75,22 @@ def write_latents(folder: Folder, index: int, table: pa.Table) -> None:
 
 
 def write_spec(folder: Folder) -> Metrics:
-    """Commit spec.json.  Returns the number and shape of the latents, mean and deviation of each channel."""
+    """Write spec.json.  Returns the number and shape of the latents, mean and standard deviation of each channel."""
     spec, statistics = summarise(folder)
     folder.write_json(FILE, spec)
     return statistics
 
 
 def _with_sums(table: pa.Table) -> pa.Table:
-    """The table with sums of its latents, by channel, and its labels in the metadata of its schema."""
+    """The table with per-channel sums of its latents and its labels in the schema metadata."""
     values = tensors(table, "latent_mean").astype(np.float64) if table.num_rows else np.zeros((0, 1, 1, 1))
-    told = {"sum": values.sum((0, 2, 3)).tolist(), "squares": np.square(values).sum((0, 2, 3)).tolist(),
+    sums = {"sum": values.sum((0, 2, 3)).tolist(), "squares": np.square(values).sum((0, 2, 3)).tolist(),
             "labels": known_labels(table)}
-    return table.replace_schema_metadata({SUMS: json.dumps(told).encode()})
+    return table.replace_schema_metadata({SUMS: json.dumps(sums).encode()})
 
 
 def summarise(folder: Folder) -> tuple[dict[str, Any], Metrics]:
-    """The spec as JSON values; and the number and shape of the latents, mean and deviation of each channel."""
+    """The spec as JSON values; and the number and shape of the latents, mean and standard deviation of each channel."""
     names = folder.names(".parquet")
     with ThreadPoolExecutor(READERS) as pool:
         footers = list(pool.map(lambda name: _footer(folder, name), names))
@@ -111,15 +111,15 @@ def summarise(folder: Folder) -> tuple[dict[str, Any], Metrics]:
             "labels": sorted(labels), "structures": mask_structures(footers[0][2]),
             "images": {split: images[split] for split in SPLITS},
             "rows": [rows for name, (rows, *_) in zip(names, footers, strict=True) if name.startswith("train-")]}
-    each = max(images.total(), 1) * int(np.prod(latent[1:]))
-    mean = total / each
-    deviation = np.sqrt(np.maximum(squares / each - mean**2, 0))
+    count = max(images.total(), 1) * int(np.prod(latent[1:]))
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return spec, {"images": images.total(), "shape": list(latent), "channel_mean": mean.round(4).tolist(),
                   "channel_std": deviation.round(4).tolist(), "logvar": spec["logvar"]}
 
 
 def mask_structures(schema: pa.Schema) -> list[str]:
-    """Names of the channels of the mask; empty where there is none."""
+    """Names of the mask channels; empty without a mask."""
     return json.loads(schema.field("mask").metadata[b"structures"]) if "mask" in schema.names else []
 
 

@@ -1,5 +1,5 @@
-"""Turns what is known of an image into what a denoiser is conditioned on. Standalone: copied as is into published
-folders."""
+"""Encodes an image's embedding, patch features, labels and mask as a denoiser's conditioning. Standalone: copied as is
+into published folders."""
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Tokens(nn.Module):
-    """Vectors (B, N, inputs) as (B, N * count, width) cross-attention tokens, or a learned null in their place."""
+    """Vectors (B, N, inputs) as (B, N * count, width) cross-attention tokens, or a learned null token instead."""
 
     def __init__(self, inputs: int, vectors: int, count: int, width: int, normalised: bool) -> None:
         super().__init__()
@@ -17,22 +17,22 @@ class Tokens(nn.Module):
         self.place = nn.Parameter(torch.zeros(1, vectors * count, width)) if vectors > 1 else None
         self.null = nn.Parameter(torch.randn(1, vectors * count, width) * 0.02)
 
-    def forward(self, vectors: Tensor, drop: Tensor) -> Tensor:
-        """Tokens in the parameters' dtype; `drop` (B,) is True where the null stands in."""
+    def forward(self, vectors: Tensor, dropped: Tensor) -> Tensor:
+        """Tokens in the parameters' dtype; `dropped` (B,) is True where the null replaces them."""
         projected = self.project(self.norm(vectors.to(self.null.dtype))).reshape(-1, *self.null.shape[1:])
         if self.place is not None:
             projected = projected + self.place
-        return torch.where(drop[:, None, None], self.null.to(projected.dtype), projected)
+        return torch.where(dropped[:, None, None], self.null.to(projected.dtype), projected)
 
 
 class Conditioner(ModelMixin, ConfigMixin):
-    """An image embedding, patch features and labels as cross-attention tokens; a mask as channels beside the noise.
+    """An image embedding, patch features and labels as cross-attention tokens; a mask as extra input channels.
 
-    A label is 1 (the finding is present), 0 (absent) or -1 (unknown), and enters as two numbers, present and absent, so
-    that unknown is neither. Where all labels are unknown the null stands in, as where they are dropped.
+    A label is 1 (the finding is present), 0 (absent) or -1 (unknown), encoded as two numbers, present and absent, both
+    0 if unknown. If all labels are unknown the learned null is used, as if they were dropped.
 
-    Every parameter takes part in every call, whatever is dropped, so gradients never go missing under DDP or ZeRO.
-    Without any token there is a constant one.
+    Every parameter is used in every call, whatever is dropped, so that all have gradients under DDP and ZeRO.
+    Without any condition there is one constant token.
 
     Args:
         cross_attention_dim: width C of a token, the denoiser's `cross_attention_dim`.
@@ -40,8 +40,8 @@ class Conditioner(ModelMixin, ConfigMixin):
         embedding_tokens: tokens one embedding becomes; 0 for none.
         patch_tokens: patch features of width E, one token each; 0 for none.
         labels: names of the findings in the order of the columns (`config.labels`); empty for no label token.
-        structures: of each channel of the mask its name and the values of its pixels in a map of numbers
-            (`config.structures`); empty for no mask.
+        structures: the name of each mask channel and its pixel values in a label map (`config.structures`); empty for
+            no mask.
 
     Raises:
         ValueError: on a negative size, a width below 1 or a repeated label name.
@@ -78,41 +78,41 @@ class Conditioner(ModelMixin, ConfigMixin):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The conditions this generator knows and the shape of each for one image; a mask's sides are the latent's."""
+        """Shape of each condition in use, for one image; a mask has the latent's height and width, given as -1."""
         config = self.config
         known = {"embedding": (config.embedding_dim,), "patches": (config.patch_tokens, config.embedding_dim),
                  "labels": (len(config.labels),)}
         shapes = {name: known[name] for name in self.parts}
         return shapes if self.null_mask is None else shapes | {"mask": (self.mask_channels, -1, -1)}
 
-    def forward(self, given: dict[str, Tensor], drop: dict[str, Tensor]) -> Tensor:
+    def forward(self, conditions: dict[str, Tensor], dropped: dict[str, Tensor]) -> Tensor:
         """Returns the condition tokens (B, T, C) in the parameters' dtype.
 
         Args:
-            given: floats (B, ...) for every name of `shapes`, finite also where dropped; labels are 1, 0 or -1.
-            drop: bools (B,) for every name of `shapes`, True where the null stands in.
+            conditions: floats (B, ...) for every name of `shapes`, finite even if dropped; labels are 1, 0 or -1.
+            dropped: bools (B,) for every name of `shapes`, True where the null is used.
         """
         if self.constant is not None:
-            batch = len(next(iter(drop.values()))) if drop else 1
+            batch = len(next(iter(dropped.values()))) if dropped else 1
             return self.constant.expand(batch, -1, -1)
         if "labels" in self.parts:
-            states = given["labels"]
-            given = given | {"labels": torch.cat([states.clamp(min=0), (1 - states) * (states >= 0)], dim=1)}
-            drop = drop | {"labels": drop["labels"] | (states < 0).all(1)}
-        return torch.cat([part(_rows(given[name]), drop[name]) for name, part in self.parts.items()], dim=1)
+            states = conditions["labels"]
+            conditions = conditions | {"labels": torch.cat([states.clamp(min=0), (1 - states) * (states >= 0)], dim=1)}
+            dropped = dropped | {"labels": dropped["labels"] | (states < 0).all(1)}
+        return torch.cat([part(_rows(conditions[name]), dropped[name]) for name, part in self.parts.items()], dim=1)
 
-    def beside(self, noisy: Tensor, given: dict[str, Tensor], drop: dict[str, Tensor]) -> Tensor:
-        """Returns the denoiser's input: `noisy` (B, c, h, w), and the K channels of the mask where there is one.
+    def concat_mask(self, noisy: Tensor, conditions: dict[str, Tensor], dropped: dict[str, Tensor]) -> Tensor:
+        """Returns the denoiser's input: `noisy` (B, c, h, w), with the K channels of the mask if there is one.
 
-        A channel of negative values is a structure that is not known: the null stands in as where the mask is dropped.
+        Negative values mark an unknown structure: its channel is replaced by the null, as if the mask were dropped.
         """
         if self.null_mask is None:
             return noisy
-        unknown = drop["mask"][:, None] | (given["mask"].flatten(2).amin(2) < 0)
-        mask = torch.where(unknown[:, :, None, None], self.null_mask, given["mask"].to(self.null_mask.dtype))
+        unknown = dropped["mask"][:, None] | (conditions["mask"].flatten(2).amin(2) < 0)
+        mask = torch.where(unknown[:, :, None, None], self.null_mask, conditions["mask"].to(self.null_mask.dtype))
         return torch.cat([noisy, mask.to(noisy.dtype)], dim=1)
 
 
 def _rows(value: Tensor) -> Tensor:
-    """(B, inputs) or (B, N, inputs) as the latter."""
+    """Returns (B, N, inputs) of (B, inputs) or (B, N, inputs)."""
     return value if value.ndim == 3 else value.unsqueeze(1)

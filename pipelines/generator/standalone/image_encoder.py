@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 
 class Encoder(ModelMixin, ConfigMixin):
-    """A timm vision transformer on one-channel images, giving one global (CLS) feature an image.
+    """A timm vision transformer on one-channel images, giving one global (CLS) feature per image.
 
     Args:
         architecture: timm model name; a vision transformer, since it must take `img_size` and `dynamic_img_size`.
         image_size: side in pixels that images are resized to.
         channels: input channels of the network; with 3, the gray image is repeated.
         mean: subtracted from pixels in [0, 1].
-        std: divides what is left.
+        std: the difference is divided by it.
         options: further keyword arguments of `timm.create_model`, JSON values only.
     """
 
@@ -47,8 +47,8 @@ class Encoder(ModelMixin, ConfigMixin):
 
         Args:
             images: (B, 1, H, W) floats in [0, 1].
-            resize: bring images of another size to `image_size` (bilinear, antialiased). Without it, as for the crops
-                of multi-crop training, H and W are kept and must be multiples of the patch size.
+            resize: resize other sizes to `image_size` (bilinear, antialiased). Otherwise, as for the crops of
+                multi-crop training, H and W are kept and must be multiples of the patch size.
         """
         return self.vit(self._normalise(images, resize))
 
@@ -61,17 +61,17 @@ class Encoder(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
-        """Returns float32 embeddings (B, D) of `forward`'s images: L2-normalised, times sqrt(D), so of unit variance.
+        """Returns float32 embeddings (B, D) of `forward`'s images: L2-normalised and scaled by sqrt(D).
 
-        Turn the module to `eval()` first where its options set dropout or drop path.
+        Call `eval()` first if the options set dropout or drop path.
         """
         return _unit_variance(self(images))
 
     @torch.no_grad()
     def embed_patches(self, images: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-        """Returns `embed`'s embeddings (B, D), and patch features (B, grid * grid, D) in rows from the top left.
+        """Returns `embed`'s embeddings (B, D), and patch features (B, grid * grid, D) in row-major order.
 
-        The features are averaged to a grid of that side, and each is normalised as the embedding is.
+        Patch features are average-pooled to a grid of that side, then normalised like the embedding.
         """
         tokens = self.vit.forward_features(self._normalise(images))
         side = self.image_size // self.vit.patch_embed.patch_size[0]

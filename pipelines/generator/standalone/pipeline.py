@@ -42,10 +42,10 @@ def to_gray(image: Image.Image | Tensor) -> Tensor:
 
 
 class RayographPipeline(DiffusionPipeline):
-    """Diffusion of one-channel images, conditioned on image embeddings, patch features, labels, masks or nothing.
+    """Diffusion pipeline for one-channel images, conditioned on image embeddings, patch features, labels or masks.
 
-    The denoiser is a `unet` or a `transformer`. `num_inference_steps` and `guidance_scale` (1 or less is no guidance)
-    hold for calls that name none.
+    The denoiser is a `unet` or a `transformer`. `num_inference_steps` and `guidance_scale` (1 or less: no guidance)
+    are the defaults of a call.
     """
 
     model_cpu_offload_seq = "encoder->conditioner->unet->transformer->vae"
@@ -96,24 +96,24 @@ class RayographPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def embed_patches(self, image: Images) -> Tensor:
-        """Returns the patch features (B, P, D) of images, as `embed` takes them, for a generator that knows them."""
+        """Returns the patch features (B, P, D) of images, as `embed` takes them, if the generator uses them."""
         grid = math.isqrt(self.conditioner.config.patch_tokens)
         return self.encoder.embed_patches(self._sized(image), grid)[1]
 
     def encode_mask(self, mask: Image.Image | Tensor) -> Tensor:
-        """Returns the share of each structure in each place of the latent, (B, K, h, w) float32.
+        """Returns the area fraction of each structure in each latent cell, (B, K, h, w) float32.
 
-        `mask` is one map of numbers (PIL mode L, or integers (H, W)), 0 for none and for each structure the values in
-        `conditioner.config.structures` (others are ignored), or a batch (B, H, W) of them; or it is (B, K, h, w) floats
-        already, a channel of -1 for a structure that is not known. Raises ValueError on another shape, and on a map
-        without any of these values that is not empty.
+        `mask` is a label map (PIL mode L, or integers (H, W)) with 0 for background and for each structure the values
+        in `conditioner.config.structures` (others are ignored), or a batch (B, H, W) of them; or (B, K, h, w) floats
+        as returned here, with a channel of -1 for an unknown structure. Raises ValueError on another shape, and on a
+        map that is not empty but holds none of these values.
         """
-        known, place = self.conditioner.config.structures, self.latent[1:]
+        known, size = self.conditioner.config.structures, self.latent[1:]
         structures = len(known)
         mask = torch.from_numpy(np.array(mask)) if isinstance(mask, Image.Image) else mask
         if mask.is_floating_point():
-            if mask.ndim != 4 or list(mask.shape[1:]) != [structures, *place]:
-                raise ValueError(f"a mask of floats must be (B, {structures}, {place[0]}, {place[1]}), not "
+            if mask.ndim != 4 or list(mask.shape[1:]) != [structures, *size]:
+                raise ValueError(f"a mask of floats must be (B, {structures}, {size[0]}, {size[1]}), not "
                                  f"{tuple(mask.shape)}")
             return mask.float()
         maps = mask[None] if mask.ndim == 2 else mask
@@ -122,43 +122,46 @@ class RayographPipeline(DiffusionPipeline):
         planes = torch.stack([torch.isin(maps, maps.new_tensor(values)) for values in known.values()], dim=1)
         if maps.any() and not planes.any():
             raise ValueError(f"a mask must hold values of these structures: {known}")
-        return F.adaptive_avg_pool2d(planes.float(), place)
+        return F.adaptive_avg_pool2d(planes.float(), size)
 
     def encode_labels(self, labels: Labels) -> Tensor:
         """Returns states (B, L) float32, 1, 0 or -1 (unknown), the columns in the order of `conditioner.config.labels`.
 
-        `labels` are the findings that are present in one image (all others are unknown), or a dict of findings, 1 for
-        present and 0 for absent; or a list of such for several images; or (B, L) itself. Where all are unknown it is
-        the null condition. Raises ValueError on an unknown name, another state or another width.
+        `labels` are the findings present in one image (all others are unknown), or a dict of findings, 1 for present
+        and 0 for absent; or a list of these for several images; or the (B, L) states themselves. All unknown is the
+        null condition. Raises ValueError on an unknown name, another state or another width.
         """
         known = list(self.conditioner.config.labels)
         if isinstance(labels, Tensor):
             if labels.ndim != 2 or labels.shape[1] != len(known):
                 raise ValueError(f"labels must be (B, {len(known)}), not {tuple(labels.shape)}")
             return labels.float()
-        given: list[Any] = [labels] if isinstance(labels, str | dict) else list(labels)
-        several = bool(given) and not isinstance(labels, str) and not isinstance(given[0], str)
-        rows = [row if isinstance(row, dict) else dict.fromkeys(row, 1) for row in (given if several else [given])]
+        items: list[Any] = [labels] if isinstance(labels, str | dict) else list(labels)
+        several = bool(items) and not isinstance(labels, str) and not isinstance(items[0], str)
+        rows = [row if isinstance(row, dict) else dict.fromkeys(row, 1) for row in (items if several else [items])]
         if unknown := sorted({name for row in rows for name in row} - set(known)):
             raise ValueError(f"unknown labels {unknown}; known are {known}")
         if odd := {state for row in rows for state in row.values()} - {0, 1}:
             raise ValueError(f"a label is 1 (present) or 0 (absent), not {sorted(odd)}")
         return torch.tensor([[float(row.get(name, -1)) for name in known] for row in rows])
 
-    def _given(self, conditions: dict[str, Tensor], batch: int, guided: bool) -> tuple[dict, dict]:
-        """What the conditioner takes: values and drops of (B, ...), or of 2B with the null's first where guided."""
-        given, drops = {}, {}
+    def _guidance_inputs(self, conditions: dict[str, Tensor], batch: int, guided: bool) -> tuple[dict, dict]:
+        """The conditioner's inputs by name: values (B, ...) and whether each is dropped (B,).
+
+        Under classifier-free guidance both are of 2B rows, the unconditional ones first.
+        """
+        values, dropped = {}, {}
         for name, shape in self.conditioner.shapes.items():
             shape = (shape[0], *self.latent[1:]) if name == "mask" else shape
             value = conditions.get(name, torch.zeros(1, *shape)).to(self._execution_device, torch.float32)
             value = value.expand(batch, *shape)
-            drop = torch.full((batch,), name not in conditions, device=value.device)
-            given[name] = torch.cat([torch.zeros_like(value), value]) if guided else value
-            drops[name] = torch.cat([torch.ones_like(drop), drop]) if guided else drop
-        return given, drops
+            missing = torch.full((batch,), name not in conditions, device=value.device)
+            values[name] = torch.cat([torch.zeros_like(value), value]) if guided else value
+            dropped[name] = torch.cat([torch.ones_like(missing), missing]) if guided else missing
+        return values, dropped
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 1, H, W) float32 in [0, 1] of the denoiser's latents."""
+    def decode(self, latents: Tensor) -> Tensor:
+        """Returns images (B, 1, H, W), float32 in [0, 1], of normalised latents (B, c, h, w)."""
         config = self.vae.config
         latents = latents / config.scaling_factor
         if config.latents_mean is not None and config.latents_std is not None:
@@ -169,10 +172,11 @@ class RayographPipeline(DiffusionPipeline):
         pixels = self.vae.decode(latents.to(self.vae.dtype)).sample.float().mean(1, keepdim=True)
         return (pixels / 2 + 0.5).clamp(0, 1)
 
-    def _denoise(self, latents: Tensor, given: dict, drop: dict, steps: int, scale: float, generator: Any) -> Tensor:
-        """Runs the scheduler, on the CPU so that the loop never waits for the device, over float32 latents."""
+    def _denoise(self, latents: Tensor, conditions: dict, dropped: dict, steps: int, scale: float,
+                 generator: Any) -> Tensor:
+        """Denoises float32 latents; timesteps stay on the CPU so that the loop causes no host synchronisation."""
         denoiser, scheduler = self.denoiser, self.scheduler
-        tokens = self.conditioner(given, drop).to(denoiser.dtype)
+        tokens = self.conditioner(conditions, dropped).to(denoiser.dtype)
         guided = len(tokens) > len(latents)
         tokens = tokens.expand(len(tokens) if guided else len(latents), -1, -1)
         scheduler.set_timesteps(steps)
@@ -181,13 +185,14 @@ class RayographPipeline(DiffusionPipeline):
         extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
         scale_input = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
-        placed = scheduler.timesteps.to(latents.device)
-        with self.progress_bar(total=len(placed)) as progress:
-            for timestep, placed_timestep in zip(scheduler.timesteps, placed, strict=True):
+        device_timesteps = scheduler.timesteps.to(latents.device)
+        with self.progress_bar(total=len(device_timesteps)) as progress:
+            for timestep, device_timestep in zip(scheduler.timesteps, device_timesteps, strict=True):
                 sample = scale_input(latents, timestep).to(denoiser.dtype)
                 sample = torch.cat([sample, sample]) if guided else sample
-                output = denoiser(self.conditioner.beside(sample, given, drop), encoder_hidden_states=tokens,
-                                  timestep=placed_timestep.expand(len(sample))).sample.float()
+                output = denoiser(self.conditioner.concat_mask(sample, conditions, dropped),
+                                  encoder_hidden_states=tokens,
+                                  timestep=device_timestep.expand(len(sample))).sample.float()
                 if guided:
                     unconditional, conditional = output.chunk(2)
                     output = torch.lerp(unconditional, conditional, float(scale))
@@ -214,8 +219,8 @@ class RayographPipeline(DiffusionPipeline):
         """Samples B images. A condition of one row serves all of them; otherwise the rows are B.
 
         Args:
-            image: what `embed` takes: sample images of the same embedding and patch features, where the generator
-                knows them. Not with `embedding` or `patches`.
+            image: what `embed` takes: its embedding and patch features are used, whichever the generator is
+                conditioned on. Not with `embedding` or `patches`.
             embedding: (B, E), as `embed` gives it.
             labels: what `encode_labels` takes.
             patches: (B, P, E), as `embed_patches` gives them.
@@ -223,19 +228,19 @@ class RayographPipeline(DiffusionPipeline):
             batch_size: B where no condition, latent or list of generators has more than one row.
             num_inference_steps: denoising steps; the generator's default if None.
             guidance_scale: the generator's default if None; without effect on the null condition.
-            generator: one for the batch, or a list of one an image, which makes an image the same in any batch.
+            generator: one for the batch, or a list of one per image, which makes an image independent of its batch.
             latents: (B, c, h, w) standard normal noise to start from.
             output_type: "pil" (mode L), "pt" ((B, 1, H, W) float in [0, 1]), "np" ((B, H, W, 1)) or "latent".
             return_dict: False for a plain tuple `(images,)`.
 
         Raises:
-            ValueError, TypeError: as `embed`, `encode_labels` and `encode_mask`, where the generator does not know a
-                condition, or where two arguments do not fit each other.
+            ValueError, TypeError: as `embed`, `encode_labels` and `encode_mask`; if the generator is not conditioned
+                on an argument, or if two arguments do not fit each other.
         """
         if output_type not in ("pil", "pt", "np", "latent"):
             raise ValueError(f"output_type must be pil, pt, np or latent, not {output_type!r}")
-        asked = {"image": image, "embedding": embedding, "labels": labels, "patches": patches, "mask": mask}
-        conditions = self._conditions({name: value for name, value in asked.items() if value is not None})
+        requested = {"image": image, "embedding": embedding, "labels": labels, "patches": patches, "mask": mask}
+        conditions = self._conditions({name: value for name, value in requested.items() if value is not None})
         seeded = [s for s in (latents, generator) if isinstance(s, Tensor | list)]
         counts = [len(value) for value in conditions.values()]
         rows = max([batch_size, *counts, *map(len, seeded)])
@@ -243,14 +248,14 @@ class RayographPipeline(DiffusionPipeline):
             raise ValueError(f"of {rows} images, conditions give 1 or {rows} rows, latents and generators all {rows}")
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        given, drop = self._given(conditions, rows, guided=bool(conditions) and scale > 1)
+        conditions, dropped = self._guidance_inputs(conditions, rows, guided=bool(conditions) and scale > 1)
 
         shape, device = (rows, *self.latent), self._execution_device
         latents = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents must be {shape}, not {tuple(latents.shape)}")
-        latents = self._denoise(latents.to(device, torch.float32), given, drop, steps, scale, generator)
-        images: Any = latents if output_type == "latent" else self._decode(latents)
+        latents = self._denoise(latents.to(device, torch.float32), conditions, dropped, steps, scale, generator)
+        images: Any = latents if output_type == "latent" else self.decode(latents)
         self.maybe_free_model_hooks()
         if output_type in ("np", "pil"):
             images = images.permute(0, 2, 3, 1).cpu().numpy()
@@ -258,23 +263,23 @@ class RayographPipeline(DiffusionPipeline):
             images = [Image.fromarray((pixels[..., 0] * 255).round().astype(np.uint8)) for pixels in images]
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _conditions(self, asked: dict[str, Any]) -> dict[str, Tensor]:
-        """The conditions of a call as the tensors (B, ...) that the conditioner knows."""
+    def _conditions(self, requested: dict[str, Any]) -> dict[str, Tensor]:
+        """The arguments of a call as the tensors (B, ...) that the conditioner takes."""
         known = self.conditioner.shapes
-        if "image" in asked:
-            if {"embedding", "patches"} & asked.keys():
+        if "image" in requested:
+            if {"embedding", "patches"} & requested.keys():
                 raise ValueError("give either image or its embedding and patches, not both")
-            image, makers = asked.pop("image"), {"embedding": self.embed, "patches": self.embed_patches}
-            asked |= {name: make(image) for name, make in makers.items() if name in known}
+            image, makers = requested.pop("image"), {"embedding": self.embed, "patches": self.embed_patches}
+            requested |= {name: make(image) for name, make in makers.items() if name in known}
             if not makers.keys() & known.keys():
                 raise ValueError("this generator is not conditioned on images")
-        if unknown := asked.keys() - known.keys():
+        if unknown := requested.keys() - known.keys():
             raise ValueError(f"this generator is not conditioned on {sorted(unknown)} but on {sorted(known)}")
         for name, encode in (("labels", self.encode_labels), ("mask", self.encode_mask)):
-            if name in asked:
-                asked[name] = encode(asked[name])
-        for name in asked.keys() & {"embedding", "patches"}:
-            if tuple(asked[name].shape[1:]) != known[name]:
+            if name in requested:
+                requested[name] = encode(requested[name])
+        for name in requested.keys() & {"embedding", "patches"}:
+            if tuple(requested[name].shape[1:]) != known[name]:
                 raise ValueError(f"{name} must be (B, {', '.join(map(str, known[name]))}), not "
-                                 f"{tuple(asked[name].shape)}")
-        return asked
+                                 f"{tuple(requested[name].shape)}")
+        return requested

@@ -1,4 +1,4 @@
-"""In the place of an autoencoder: pixels as they are. Standalone: copied as is into published folders."""
+"""An identity autoencoder, for diffusion in pixel space. Standalone: copied as is into published folders."""
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -14,7 +14,7 @@ class Pixels(ModelMixin, ConfigMixin):
     Args:
         sample_size: side of the images in pixels.
         latents_mean: mean of the pixels in [-1, 1], by which the denoiser's data are normalised.
-        latents_std: and their deviation.
+        latents_std: their standard deviation.
     """
 
     @register_to_config
@@ -28,7 +28,7 @@ class Pixels(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        self.place = nn.Buffer(torch.zeros(1))  # tells where, and in what dtype, the module is
+        self.place = nn.Buffer(torch.zeros(1))  # carries the module's device and dtype
 
     @property
     def dtype(self) -> torch.dtype:
@@ -39,7 +39,7 @@ class Pixels(ModelMixin, ConfigMixin):
         return self.place.device
 
     def encode(self, images: Tensor) -> AutoencoderKLOutput:
-        """Images (B, 1, H, W) as a posterior that has no width."""
+        """Images (B, 1, H, W) as a deterministic posterior."""
         return AutoencoderKLOutput(DiagonalGaussianDistribution(
             torch.cat([images, torch.full_like(images, -30.0)], dim=1), deterministic=True))
 

@@ -1,7 +1,7 @@
-"""DeepSpeed's engine: ZeRO 0 to 3 behind whole, named tensors (`sharded_state`).
+"""Training with DeepSpeed, ZeRO stages 0 to 3; state is exchanged as full, named tensors (`sharded_state`).
 
-All state (weights, Adam's moments, the averages) lies in flat fp32 partitions, one set per worker, or in the parameters
-themselves under ZeRO 0.
+All state (weights, Adam's moments, EMAs) is held in flat fp32 partitions, one set per worker; under ZeRO 0 in the
+parameters themselves.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from cluster.session import device
-from pipelines.generator.settings import Trainer
+from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training.ema import Ema, squared_norm
 from pipelines.generator.training.sharded_state import ShardedState, Tensors
 from pipelines.learning.precision import bf16_is_fast
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-BUCKET = 50_000_000  # gradients reduced at a time, at most: 100 MB in bf16
+BUCKET = 50_000_000  # largest number of gradients reduced at a time: 100 MB in bf16
 
 
-class Engine:
-    """A module under training on this worker.  All methods are collectives: every worker calls them."""
+class DeepSpeedTrainer:
+    """A module and its optimizer on this worker.  All methods are collectives: every worker calls them."""
 
-    def __init__(self, module: nn.Module, settings: Trainer, world: int) -> None:
+    def __init__(self, module: nn.Module, settings: TrainerSettings, world: int) -> None:
         deepspeed = _import_deepspeed()
         self.settings, self.world = settings, world
         self.bf16 = settings.precision == "bf16" and bf16_is_fast()
         self.fp16 = settings.precision == "fp16" and torch.cuda.is_available()
-        self._clips = settings.zero_stage < 3 and not settings.offload and not self.fp16
+        self._clips_gradients = settings.zero_stage < 3 and not settings.offload and not self.fp16
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         parameters = list(module.parameters())
         self._adam = torch.optim.AdamW(parameters, settings.lr, (0.9, settings.beta2),
@@ -53,26 +53,26 @@ class Engine:
         self.emas = [Ema(self.partitions, halflife) for halflife in settings.ema_halflife_images]
         self._finite = torch.ones((), dtype=torch.bool, device=self.partitions[0].device)
         self._grad_norm = torch.zeros_like(self._finite, dtype=torch.float32)
-        self._adam.register_step_pre_hook(self._before_adam)
+        self._adam.register_step_pre_hook(self._clip_and_mask)
 
     @property
-    def module(self) -> nn.Module:
+    def model(self) -> nn.Module:
         return self.engine
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Add to the gradients; `last` of the losses of one step."""
+        """Accumulate gradients; `last` marks the last loss of a step."""
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
 
     def step(self, lr: float, batch: int, seen: int, finite: Tensor) -> Tensor:
-        """One optimisation step of a global batch of `batch` images, which makes `seen` in all.
+        """One optimizer step over a global batch of `batch` images, which brings the total to `seen`.
 
-        Weights and moments stay as they are where `finite` (one bool on the device, the same for all workers) does not
-        hold, or the gradient is not finite.  Both are looked at on the device, which is not waited for; under ZeRO-3,
-        offload and fp16 DeepSpeed itself looks at the gradient, and waits.
+        Weights and moments are left unchanged if `finite` (one bool on the device, the same on all workers) is false or
+        the gradient is not finite.  Both are tested on the device, without host synchronisation; under ZeRO-3, offload
+        and fp16 DeepSpeed tests the gradient itself and synchronises.
 
         Returns:
-            Whether the step was taken, on the device; overflows that fp16's loss scaling is there for do not count.
+            Whether the step was applied, on the device; true also for a step skipped by fp16 loss scaling.
         """
         for group in self._adam.param_groups:
             group["lr"] = lr
@@ -80,12 +80,12 @@ class Engine:
         self.engine.step()
         for ema in self.emas:
             ema.update(batch, seen)
-        taken = self.fp16 or self.engine.was_step_applied()
-        return self._finite if taken else torch.zeros_like(finite)
+        applied = self.fp16 or self.engine.was_step_applied()
+        return self._finite if applied else torch.zeros_like(finite)
 
-    def _before_adam(self, adam: torch.optim.Optimizer, *_: Any) -> None:
-        """Clip the gradient to its norm over all workers, and tell fused AdamW whether to change anything at all."""
-        if self._clips:
+    def _clip_and_mask(self, adam: torch.optim.Optimizer, *_: Any) -> None:
+        """Clip the gradient by its norm over all workers; set AdamW's `found_inf`, which makes it skip the step."""
+        if self._clips_gradients:
             gradients = [p.grad for group in adam.param_groups for p in group["params"] if p.grad is not None]
             squared = squared_norm(gradients)
             if self.settings.zero_stage > 0 and self.world > 1:
@@ -97,16 +97,16 @@ class Engine:
         adam.found_inf = skip  # type: ignore[attr-defined]
 
     def state(self) -> dict[str, Tensors]:
-        """All state as whole fp32 tensors on the host: model, averages, exp_avg and exp_avg_sq, each by parameter name.
+        """All state as full fp32 tensors in CPU memory: model, EMAs, exp_avg and exp_avg_sq, each by parameter name.
 
-        On rank 0 only: the other workers get empty tables, for one copy on the host is enough.
+        On rank 0 only; the other workers get empty dictionaries, as one copy suffices.
         """
         parts = {"model": self.partitions, **{ema.name: ema.averages for ema in self.emas},
                  **{key: [state[key] for state in self._adam_state] for key in MOMENTS}}
         return {name: self._sharded.gather(buffers) for name, buffers in parts.items()}
 
     def load(self, state: dict[str, Tensors], steps: int, scaler: dict[str, Any]) -> None:
-        """Take over what `state` and `scaler` gave after `steps` steps; the module was built with its weights."""
+        """Restore `state` and `scaler` saved after `steps` steps; the module already has the weights."""
         self._sharded.scatter(self.partitions, state["model"])
         for ema in self.emas:
             self._sharded.scatter(ema.averages, state[ema.name])
@@ -118,34 +118,37 @@ class Engine:
             vars(self.engine.optimizer.loss_scaler).update(scaler)
 
     def scaler(self) -> dict[str, Any]:
-        """State of fp16's loss scaling; empty in other precisions."""
+        """State of fp16 loss scaling; empty in other precisions."""
         if not self.fp16:
             return {}
         kept = vars(self.engine.optimizer.loss_scaler)
         return {name: value for name, value in kept.items() if isinstance(value, int | float | bool)}
 
     def steps(self) -> int:
-        """Optimisation steps taken; those skipped are not counted."""
+        """Optimizer steps applied; skipped ones are not counted."""
         return int(self._adam_state[0]["step"].item())
 
     def norms(self) -> dict[str, float]:
-        """Of the last step's gradient before clipping, of the weights, and of each average minus the weights in it."""
-        parts = torch.stack([squared_norm(self.partitions), *(ema.distance() for ema in self.emas)]).to(device())
+        """Norms of the last gradient before clipping and of the weights, and each EMA's distance relative to these."""
+        squares = torch.stack([squared_norm(self.partitions), *(ema.distance() for ema in self.emas)]).to(device())
         if self.settings.zero_stage > 0 and self.world > 1:
-            torch.distributed.all_reduce(parts)
-        weights, *gaps = parts.sqrt().tolist()
-        gradient = self._grad_norm if self._clips else self.engine.get_global_grad_norm()
-        far = {f"{ema.name}_distance": gap / weights for ema, gap in zip(self.emas[1:], gaps[1:], strict=True)}
-        return {"grad_norm": float(gradient), "weight_norm": weights, "ema_distance": gaps[0] / weights, **far}
+            torch.distributed.all_reduce(squares)
+        weights, first, *others = squares.sqrt().tolist()
+        gradient = self._grad_norm if self._clips_gradients else self.engine.get_global_grad_norm()
+        return {"grad_norm": float(gradient), "weight_norm": weights, "ema_distance": first / weights,
+                **{f"{ema.name}_distance": distance / weights
+                   for ema, distance in zip(self.emas[1:], others, strict=True)}}
 
     def _config(self, parameters: int) -> dict[str, Any]:
-        """ZeRO-2 by default: a UNet or DiT of up to 1 B parameters fits, and it is the faster of 2 and 3.
+        """DeepSpeed's configuration.
 
-        Some of DeepSpeed's habits cost a small model a tenth of its speed and are left out. A lone worker shares its
-        gradients with none, so that stage 2 is stage 1 and needs no bucket to reduce them from. The bucket, allocated
-        anew at every step, is no larger than the model. Norm, overflow and throughput, for which it waits for the
-        device at every step, are not its own where we can do without (`_before_adam`). Its batch size is only told: the
-        loop accumulates, and weighs every worker's share.
+        ZeRO-2 is the default: it fits a UNet or DiT of up to 1 B parameters and is faster than ZeRO-3.
+
+        Some of DeepSpeed's defaults cost a small model a tenth of its speed and are disabled. A single worker uses
+        ZeRO-1 for ZeRO-2, as it has no gradients to reduce. The reduce bucket, which is allocated at every step, is no
+        larger than the model. DeepSpeed's gradient norm, overflow check and throughput timer synchronise with the
+        device at every step; they are disabled where `_clip_and_mask` replaces them. `train_batch_size` is only a
+        placeholder: the loop accumulates gradients itself and weights each worker's share.
         """
         settings, alone, cuda = self.settings, self.world == 1, torch.cuda.is_available()
         sharded = settings.zero_stage > 0
@@ -157,13 +160,13 @@ class Engine:
             zero |= {"stage3_param_persistence_threshold": settings.zero3_persistence, "sub_group_size": 10**12}
         if settings.offload:
             zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": cuda}}
-        if self._clips and sharded:
+        if self._clips_gradients and sharded:
             zero |= {"compute_grad_norm": False}
         return {
             "train_batch_size": self.world,
             "train_micro_batch_size_per_gpu": 1,
-            "gradient_clipping": 0.0 if self._clips else settings.grad_clip,
-            "bf16": {"enabled": sharded and self.bf16, "check_grad_overflow": not self._clips},
+            "gradient_clipping": 0.0 if self._clips_gradients else settings.grad_clip,
+            "bf16": {"enabled": sharded and self.bf16, "check_grad_overflow": not self._clips_gradients},
             "fp16": {"enabled": self.fp16},
             "torch_autocast": {"enabled": not sharded and self.bf16, "dtype": "bfloat16"},
             "timers": {"throughput": {"enabled": False}},
@@ -175,13 +178,13 @@ class Engine:
 
 
 def _import_deepspeed() -> Any:
-    """DeepSpeed, made quiet, with its communication up."""
+    """DeepSpeed, with logging reduced and communication initialised."""
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
 
-    # Else DeepSpeed compiles a C++ extension on the first run of a machine without GPUs: 40 s, 3 GiB, and g++.
+    # Otherwise DeepSpeed compiles a C++ extension on the first run without a GPU, taking 40 s, 3 GiB and g++.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo",
                                auto_mpi_discovery=False, verbose=False)

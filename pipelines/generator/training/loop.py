@@ -1,7 +1,7 @@
 """The training loop of one worker.
 
-It is a function of (settings, seed, images seen): a run that is killed and started again, on any number of workers and
-under any ZeRO stage, goes on from its last checkpoint to the result of an unbroken one.
+It is a function of (settings, seed, images seen): a run that is killed and restarted, on any number of workers and
+under any ZeRO stage, resumes from its last checkpoint and reaches the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,139 +17,142 @@ from torch import Tensor
 
 from cluster.session import device
 from cluster.storage import Folder
-from pipelines.generator.denoiser.network import Denoiser, build, compile_blocks, training_flops
-from pipelines.generator.denoiser.objective import Draw, Objective
-from pipelines.generator.latents.dataset import Batch, Reader
+from pipelines.generator.denoiser.network import Denoiser, build_denoiser, compile_blocks, training_flops
+from pipelines.generator.denoiser.objective import Objective, StepRandomness
+from pipelines.generator.latents.dataset import LatentBatch, LatentReader
 from pipelines.generator.latents.feed import StreamPlan
 from pipelines.generator.latents.spec import LatentSpec
 from pipelines.generator.training.checkpoint import Cursor
-from pipelines.generator.training.deepspeed import Engine
-from pipelines.generator.training.metrics import Meter, finite_everywhere
+from pipelines.generator.training.deepspeed import DeepSpeedTrainer
+from pipelines.generator.training.interval_log import IntervalLogger, finite_everywhere
+from pipelines.generator.training.schedule import learning_rate
 from pipelines.generator.training.sharded_state import Tensors
-from pipelines.generator.training.skipped import FILE, Skipped
+from pipelines.generator.training.skipped import FILE, SkippedBatches
 from pipelines.graph.settings import Settings
-from pipelines.learning.schedule import learning_rate
 from pipelines.monitor.journal import Journal
 
-Save = Callable[[Engine, Cursor, int], None]  # the last: images at the checkpoint before
+Save = Callable[[DeepSpeedTrainer, Cursor, int], None]  # the int: images at the previous checkpoint
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a training worker needs to know."""
+class TrainingSpec:
+    """The parameters of a training worker."""
 
     settings: Settings
     fingerprint: str
     folder: Folder  # of the train stage
     latents: Folder
-    stream: StreamPlan | None  # where images are streamed
+    stream: StreamPlan | None  # with trainer.reader=stream
     latents_mean: list[float]  # per channel
     latents_std: list[float]
 
-    def denoiser(self, spec: LatentSpec) -> Denoiser:
-        """A fresh network for these latents; the same wherever it is built."""
+    def denoiser(self, latent_spec: LatentSpec) -> Denoiser:
+        """A newly initialised network for these latents; the same on every worker."""
         torch.manual_seed(self.settings.seed)
-        return build(self.settings.denoiser, self.settings.condition, spec.latent, spec.shapes, spec.labels,
-                     spec.structures)
+        return build_denoiser(self.settings.denoiser, self.settings.condition, latent_spec.latent, latent_spec.shapes,
+                              latent_spec.labels, latent_spec.structures)
 
     def normaliser(self, device: str) -> Callable[[Tensor], Tensor]:
-        """A function that brings latents (B, c, h, w) on the device to mean 0 and variance 1 by channel."""
+        """A function that normalises latents (B, c, h, w) on the device to mean 0 and variance 1 per channel."""
         mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (self.latents_mean, self.latents_std))
         return lambda latents: (latents - mean) / std
 
 
-def learn(job: Job, spec: LatentSpec, reader: Reader, rank: int, world: int, state: dict[str, Tensors],
-          cursor: Cursor, save: Save, leaving: Callable[[], bool]) -> str | None:
-    """Train from `cursor` to the end of the settings.
+def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: LatentReader, rank: int, world: int,
+                      state: dict[str, Tensors], cursor: Cursor, save: Save,
+                      is_preempted: Callable[[], bool]) -> str | None:
+    """Train from `cursor` to `trainer.images`.
 
     Args:
-        spec: of the latents.
-        reader: of the train split, cached or streamed.
+        reader: the train split, cached or streamed.
         state: of the checkpoint at `cursor`; empty at the start.
-        save: keeps a checkpoint; a collective.
-        leaving: whether this node is about to be taken away; a collective.
+        save: writes a checkpoint; a collective.
+        is_preempted: whether this node is about to be preempted; a collective.
 
     Returns:
-        Why training stopped before its end, or None.
+        Why training stopped early, or None.
     """
-    settings, trainer, where = job.settings, job.settings.trainer, device()
-    denoiser = job.denoiser(spec)
-    flops = training_flops(denoiser, spec.latent)
+    settings, trainer, where = spec.settings, spec.settings.trainer, device()
+    denoiser = spec.denoiser(latent_spec)
+    flops = training_flops(denoiser, latent_spec.latent)
     if state:
         denoiser.load_state_dict(state["model"])
     if trainer.activation_checkpointing:
         denoiser.network.enable_gradient_checkpointing()
     if trainer.compile:
         compile_blocks(denoiser.network)
-    engine = Engine(denoiser, trainer, world)
+    engine = DeepSpeedTrainer(denoiser, trainer, world)
     if state:
         engine.load(state, cursor.steps, cursor.scaler)
         state.clear()
     layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
     objective = Objective(settings.objective, settings.condition, where, layout)
-    normalise = job.normaliser(where)
-    skipped = Skipped(job.folder, reader, cursor.images, writes=rank == 0)
-    journal = Journal(job.folder, cursor.images) if rank == 0 else None
-    meter = Meter(journal, world, flops, trainer.images, where)
-    saved, left = cursor.images, False
-    with profiler(job.folder, trainer.profile_steps if rank == 0 else 0) as profile, manual_gc() as collect:
+    normalise = spec.normaliser(where)
+    skipped = SkippedBatches(spec.folder, reader, cursor.images, is_writer=rank == 0)
+    journal = Journal(spec.folder, cursor.images) if rank == 0 else None
+    log = IntervalLogger(journal, world, flops, trainer.images, where)
+    saved, was_preempted = cursor.images, False
+    with profiler(spec.folder, trainer.profile_steps if rank == 0 else 0) as profile, manual_gc() as collect:
         for batch in reader.batches(trainer.images, trainer.batch, cursor.images, rank, world, where):
-            draw = objective.draw((len(batch), *spec.latent), settings.seed, batch.start, rank, world,
-                                  findings=len(spec.labels))
-            losses = accumulate(engine, objective, batch, draw, normalise, world)
+            randomness = objective.draw_randomness((len(batch), *latent_spec.latent), settings.seed, batch.start, rank,
+                                                   world, findings=len(latent_spec.labels))
+            losses = accumulate(engine, objective, batch, randomness, normalise, world)
             lr = learning_rate(trainer, batch.start)
-            taken = engine.step(lr, len(batch), batch.stop, finite_everywhere(losses, world))
-            skipped.add(batch, taken)
-            meter.add(losses, draw.level, len(batch))
+            applied = engine.step(lr, len(batch), batch.stop, finite_everywhere(losses, world))
+            skipped.add(batch, applied)
+            log.add(losses, randomness.level, len(batch))
             profile()
             save_now = batch.stop == trainer.images or batch.crosses(trainer.checkpoint_every)
             if save_now or batch.crosses(trainer.log_every):
-                count = skipped.settle()
-                meter.write(batch.stop, reader.waited, engine.norms(), lr=lr, skipped=count)
-                if count > trainer.max_skipped:
-                    return (f"loss or gradient were no finite numbers in {count} batches, the last of them before "
-                            f"{batch.stop:,} images; their image_ids are in {job.folder.uri}/{FILE}. Lower trainer.lr, "
-                            "or take the images out; trainer.max_skipped says how many may be")
-                leave = leaving()
-                save_now |= leave and not left
-                left = leave
+                count = skipped.flush()
+                log.write(batch.stop, reader.waited, engine.norms(), lr=lr, skipped=count)
+                if count > trainer.max_skipped_batches:
+                    return (f"non-finite loss or gradient in {count} batches, the last before {batch.stop:,} images; "
+                            f"their image ids are in {spec.folder.uri}/{FILE}. Lower trainer.lr, remove these images, "
+                            "or raise trainer.max_skipped_batches")
+                preempted = is_preempted()
+                save_now |= preempted and not was_preempted
+                was_preempted = preempted
             if save_now:
-                begun = time.perf_counter()
-                save(engine, Cursor(batch.stop, engine.steps(), job.fingerprint, engine.scaler()), saved)
+                start = time.perf_counter()
+                save(engine, Cursor(batch.stop, engine.steps(), spec.fingerprint, engine.scaler()), saved)
                 saved = batch.stop
-                meter.stalled += time.perf_counter() - begun
+                log.checkpoint_stall_seconds += time.perf_counter() - start
             collect(save_now)
     return None
 
 
-def accumulate(engine: Engine, objective: Objective, batch: Batch, draw: Draw, normalise: Callable[[Tensor], Tensor],
-               world: int) -> Tensor:
-    """Gradients of this worker's share of a batch, in as many passes as every worker needs.
+def accumulate(engine: DeepSpeedTrainer, objective: Objective, batch: LatentBatch, randomness: StepRandomness,
+               normalise: Callable[[Tensor], Tensor], world: int) -> Tensor:
+    """Gradients of this worker's share of a batch, by gradient accumulation with equally many passes on every worker.
 
     Returns:
         The losses (B,) of the share.
     """
     images, micro = len(batch.mean), engine.settings.micro_batch
-    most = -(-len(batch) // world)  # images of the largest share
-    passes = -(-most // micro) if micro else 1
+    largest = -(-len(batch) // world)  # images of the largest share
+    passes = -(-largest // micro) if micro else 1
     losses = []
     for k in range(passes):
-        part = slice(k * images // passes, (k + 1) * images // passes)
-        drawn = draw.rows(part)
-        latents = batch.mean[part]
+        rows = slice(k * images // passes, (k + 1) * images // passes)
+        drawn = randomness.rows(rows)
+        latents = batch.mean[rows]
         if batch.logvar is not None:
-            latents = latents + (0.5 * batch.logvar[part]).exp() * drawn.posterior
+            latents = latents + (0.5 * batch.logvar[rows]).exp() * drawn.posterior
         latents = normalise(latents)
-        given = {name: value[part] for name, value in batch.given.items()}
-        found = objective.losses(engine.module, latents, given, drawn)
-        engine.backward(found.sum() * (world / len(batch)), last=k == passes - 1)
-        losses.append(found.detach())
+        conditions = {name: value[rows] for name, value in batch.conditions.items()}
+        pass_losses = objective.losses(engine.model, latents, conditions, drawn)
+        engine.backward(pass_losses.sum() * (world / len(batch)), last=k == passes - 1)
+        losses.append(pass_losses.detach())
     return torch.cat(losses)
 
 
 @contextlib.contextmanager
 def manual_gc() -> Iterator[Callable[[bool], None]]:
-    """Collect garbage where no other worker waits for this one: what is yielded is called after every step."""
+    """Disable automatic garbage collection, which would stall workers at different steps.
+
+    The yielded function is called after every step, with whether to collect now.
+    """
     frozen = False
 
     def collect(now: bool) -> None:
@@ -171,7 +174,10 @@ def manual_gc() -> Iterator[Callable[[bool], None]]:
 
 @contextlib.contextmanager
 def profiler(folder: Folder, steps: int) -> Iterator[Callable[[], None]]:
-    """Trace `steps` steps, after ten others, into profile/trace.json; what is yielded is called after every step."""
+    """Trace `steps` steps, after ten others, into profile/trace.json.
+
+    The yielded function is called after every step.
+    """
     if not steps:
         yield lambda: None
         return
@@ -180,12 +186,12 @@ def profiler(folder: Folder, steps: int) -> Iterator[Callable[[], None]]:
 
     from torch.profiler import ProfilerActivity, profile, schedule
 
-    def keep(found: profile) -> None:
-        with tempfile.TemporaryDirectory() as aside:
-            found.export_chrome_trace(str(Path(aside) / "trace.json"))
-            (folder / "profile").upload(aside)
+    def upload_trace(finished: profile) -> None:
+        with tempfile.TemporaryDirectory() as staging_dir:
+            finished.export_chrome_trace(str(Path(staging_dir) / "trace.json"))
+            (folder / "profile").upload(staging_dir)
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     with profile(activities=activities, schedule=schedule(wait=8, warmup=2, active=steps, repeat=1),
-                 on_trace_ready=keep) as found:
-        yield found.step
+                 on_trace_ready=upload_trace) as running:
+        yield running.step

@@ -1,4 +1,4 @@
-"""Stage `train`: Ray Train runs a DeepSpeed worker per GPU over cached latents; the one module that knows Ray Train."""
+"""Runs the `train` stage under Ray Train, with one DeepSpeed worker per GPU; the only module that uses Ray Train."""
 
 from __future__ import annotations
 
@@ -14,46 +14,44 @@ from cluster.errors import UserError
 from cluster.session import Resources, cores, use_cores
 from cluster.storage import Folder
 from cluster.tasks import IsolatedTask
-from pipelines.generator.latents.dataset import CachedReader, Reader
-from pipelines.generator.latents.encode import Encode
+from pipelines.generator.latents.dataset import CachedReader, LatentReader
+from pipelines.generator.latents.encode import EncodingSpec
 from pipelines.generator.latents.feed import Feed, StreamPlan
-from pipelines.generator.latents.spec import LatentSpec, latent_spec
+from pipelines.generator.latents.spec import LatentSpec, read_latent_spec
 from pipelines.generator.latents.stream import StreamReader
-from pipelines.generator.settings import Latents, Trainer
+from pipelines.generator.settings import LatentsSettings, TrainerSettings
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.checkpoint import Cursor
-from pipelines.generator.training.deepspeed import Engine
-from pipelines.generator.training.loop import Job, learn
+from pipelines.generator.training.deepspeed import DeepSpeedTrainer
+from pipelines.generator.training.loop import TrainingSpec, run_training_loop
 from pipelines.generator.training.sharded_state import Tensors
 from pipelines.graph.stage import Stage
 from pipelines.monitor.progress import say
 
-WORST = 1e30  # of a checkpoint that is not measured: Ray would take it for the best, and delete those that are
+WORST = 1e30  # reported for a checkpoint not yet validated: without it Ray would rank it best and delete validated ones
 WRITING = threading.Semaphore()  # held by rank 0 while a checkpoint is written
-VALIDATION_SECONDS = 3600.0  # a validation that cannot start or end holds up the next, and keeps its checkpoint
-MIN_CPUS = 0.1  # of a worker, as Ray counts them: it takes what the others leave
+VALIDATION_SECONDS = 3600.0  # timeout: a validation that hangs delays the next one and keeps its checkpoint
+MIN_CPUS = 0.1  # smallest CPU request of a worker
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
+HIDE_GPUS = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
 
 
-def _name(folder: Folder) -> str:
-    return Path(folder.path).name
-
-
-def _fit(job: Job, stage: Stage) -> Folder:
-    """Run the workers to the end.  Returns the last checkpoint."""
+def run_trainer(spec: TrainingSpec, stage: Stage) -> Folder:
+    """Run the workers until training ends.  Returns the last checkpoint."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     trainer, resources = stage.settings.trainer, stage.resources
-    wanted, there = trainer.workers, resources.gpus or resources.cpus
-    if (trainer.min_workers or wanted) > there:
-        raise UserError(f"trainer.workers={wanted}: the cluster has {there} {'GPUs' if resources.gpus else 'CPUs'}")
+    requested, available = trainer.workers, resources.gpus or resources.cpus
+    if (trainer.min_workers or requested) > available:
+        raise UserError(f"trainer.workers={requested}: the cluster has {available} "
+                        f"{'GPUs' if resources.gpus else 'CPUs'}")
     checkpoints = stage.folder / "checkpoints"
     result = TorchTrainer(
-        work,
-        train_loop_config={"job": job, "earlier": earlier_checkpoint(checkpoints)},
+        train_worker,
+        train_loop_config={"spec": spec, "earlier": earlier_checkpoint(checkpoints)},
         scaling_config=ScalingConfig(
-            num_workers=(trainer.min_workers, wanted) if trainer.min_workers else wanted,
+            num_workers=(trainer.min_workers, requested) if trainer.min_workers else requested,
             use_gpu=resources.gpus > 0,
             resources_per_worker=None if resources.gpus else {"CPU": trainer_cpus(trainer, resources)},
         ),
@@ -62,198 +60,208 @@ def _fit(job: Job, stage: Stage) -> Folder:
             storage_path=stage.folder.path,
             storage_filesystem=None if stage.folder.is_local else stage.folder.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=trainer.keep_checkpoints,
-                                               checkpoint_score_attribute=trainer.best, checkpoint_score_order="min"),
+                                               checkpoint_score_attribute=trainer.select_by,
+                                               checkpoint_score_order="min"),
             failure_config=FailureConfig(max_failures=trainer.max_failures),
         ),
-        validation_config=_validation(job, stage),
+        validation_config=_validation_config(spec, stage),
     ).fit()
     if result.return_value is not None:
         raise FloatingPointError(result.return_value)
-    last = checkpoint.newest_whole(checkpoints)
+    last = checkpoint.latest_complete(checkpoints)
     assert last is not None, "training ends with a checkpoint"
-    if stage.settings.validate.images and not validate.of(stage.folder, checkpoint.images_of(_name(last))):
+    if stage.settings.validate.images and not validate.validation_at(stage.folder, checkpoint.images_seen(last)):
         say("train: the last checkpoint could not be validated")
     return last
 
 
-def trainer_cpus(trainer: Trainer, resources: Resources) -> float:
-    """CPUs of each worker where there are no GPUs; streaming leaves some to those who read and encode."""
+def trainer_cpus(trainer: TrainerSettings, resources: Resources) -> float:
+    """CPUs per worker on a cluster without GPUs; with reader=stream some are left to read and encode images."""
     if trainer.reader == "cached":
         return resources.cpus_each(trainer.workers)
-    free = (resources.cpus - encoders(trainer, resources)) / trainer.workers
+    free = (resources.cpus - encoder_actors(trainer, resources)) / trainer.workers
     return min(math.floor(free), resources.node_cpus) if free >= 1 else math.floor(free * 100) / 100
 
 
-def encoders(trainer: Trainer, resources: Resources) -> int:
-    """Actors that encode streamed images: on GPUs that do not train where there are any, else on CPUs."""
-    return trainer.encoders or max(resources.gpus - trainer.workers, 0) or max(resources.cpus // 4, 1)
+def encoder_actors(trainer: TrainerSettings, resources: Resources) -> int:
+    """Number of actors that encode streamed images: on GPUs not used for training if there are any, else on CPUs."""
+    return trainer.encoder_actors or max(resources.gpus - trainer.workers, 0) or max(resources.cpus // 4, 1)
 
 
 def stream_plan(stage: Stage, spec: LatentSpec) -> StreamPlan | None:
-    """How images are streamed to the workers, where they are.
+    """How images are streamed to the workers; None with reader=cached.
 
-    Raises UserError where the cluster has no room for those who encode beside those who train, or where a batch is
-    larger than a window.
+    Raises UserError if the cluster has no room for both encoding actors and workers, or if a batch is larger than a
+    shuffle window.
     """
-    trainer, resources = stage.section(Trainer), stage.resources
+    trainer, resources = stage.section(TrainerSettings), stage.resources
     if trainer.reader == "cached":
         return None
-    smallest = sorted(rows for rows in spec.rows if rows)[: trainer.window]
-    if len(smallest) == trainer.window and sum(smallest) < trainer.batch:
-        raise UserError(f"trainer.window={trainer.window} shards hold fewer images than trainer.batch={trainer.batch}; "
-                        "take more")
-    count = encoders(trainer, resources)
-    on_gpu = 0 < count <= resources.gpus - trainer.workers
-    each = 1.0 if resources.gpus else trainer_cpus(trainer, resources)
-    if each < MIN_CPUS:
-        raise UserError(f"trainer.encoders={count}: they leave too little of {resources.cpus} CPUs to "
-                        f"trainer.workers={trainer.workers}")
-    held = {"cpu": each * trainer.workers} | ({"gpu": float(trainer.workers)} if resources.gpus else {})
-    hidden = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}} if resources.gpus and not on_gpu else {}
-    needs = {"num_gpus": 1, "num_cpus": 1} if on_gpu else {"num_cpus": 0.5, **hidden}
-    encode = Encode(stage.input("autoencoder"), stage.input("encoder"), stage.section(Latents), spec.logvar)
-    return StreamPlan(stage.input("ingest") / "images", encode, spec.rows, stage.seed, trainer.window, trainer.augment,
-                      count, needs | {"fn_constructor_args": (encode, None if on_gpu else 1)}, held)
+    smallest = sorted(rows for rows in spec.rows if rows)[: trainer.shuffle_shards]
+    if len(smallest) == trainer.shuffle_shards and sum(smallest) < trainer.batch:
+        raise UserError(f"trainer.shuffle_shards={trainer.shuffle_shards} shards hold fewer images than "
+                        f"trainer.batch={trainer.batch}; raise trainer.shuffle_shards or lower trainer.batch")
+    actors = encoder_actors(trainer, resources)
+    on_gpu = 0 < actors <= resources.gpus - trainer.workers
+    worker_cpus = 1.0 if resources.gpus else trainer_cpus(trainer, resources)
+    if worker_cpus < MIN_CPUS:
+        raise UserError(f"trainer.encoder_actors={actors} leaves too few of the {resources.cpus} CPUs for "
+                        f"trainer.workers={trainer.workers}; lower one of the two")
+    reserved = {"cpu": worker_cpus * trainer.workers} | ({"gpu": float(trainer.workers)} if resources.gpus else {})
+    ray_options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if on_gpu else {"num_cpus": 0.5}
+    if resources.gpus and not on_gpu:
+        ray_options |= HIDE_GPUS
+    encoding = EncodingSpec(stage.input("autoencoder"), stage.input("encoder"), stage.section(LatentsSettings),
+                            spec.logvar)
+    ray_options |= {"fn_constructor_args": (encoding, None if on_gpu else 1)}
+    return StreamPlan(stage.input("ingest") / "images", encoding, spec.rows, stage.seed, trainer.shuffle_shards,
+                      trainer.augment, actors, ray_options, reserved)
 
 
-def _validation(job: Job, stage: Stage) -> Any:
-    """How Ray Train has checkpoints measured in a task beside the workers: on a GPU where one is free, else on CPUs."""
+def _validation_config(spec: TrainingSpec, stage: Stage) -> Any:
+    """Ray Train's configuration of validation: a task alongside the workers, on a free GPU if there is one, else on
+    CPUs."""
     from ray.train import ValidationConfig
 
     if not stage.settings.validate.images:
         return None
-    there = stage.resources.gpus
-    spare = there > stage.settings.trainer.workers
-    hidden = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}} if there and not spare else {}
-    measure = IsolatedTask(
-        "pipelines.generator.training.ray_train:validate_beside", {"num_gpus": int(spare), "num_cpus": 0, **hidden},
-        {"job": job, "autoencoder": stage.input("autoencoder"), "encoder": stage.input("encoder"),
+    gpus = stage.resources.gpus
+    free_gpu = gpus > stage.settings.trainer.workers
+    hidden = HIDE_GPUS if gpus and not free_gpu else {}
+    task = IsolatedTask(
+        "pipelines.generator.training.ray_train:validate_checkpoint",
+        {"num_gpus": int(free_gpu), "num_cpus": 0, **hidden},
+        {"spec": spec, "autoencoder": stage.input("autoencoder"), "encoder": stage.input("encoder"),
          "all_cores": bool(hidden)})
-    return ValidationConfig(measure, ray_remote_kwargs={"num_cpus": 0})
+    return ValidationConfig(task, ray_remote_kwargs={"num_cpus": 0})
 
 
-def validate_beside(ray_checkpoint: Any, frechet: bool, job: Job, all_cores: bool, **inputs: Folder) \
+def validate_checkpoint(ray_checkpoint: Any, frechet: bool, spec: TrainingSpec, all_cores: bool, **inputs: Folder) \
         -> dict[str, float]:
-    """Measure a checkpoint that Ray Train was given."""
+    """Validate a checkpoint reported to Ray Train."""
     if all_cores:
         use_cores()
-    return validate.validate(job, folder=job.folder / "checkpoints" / Path(ray_checkpoint.path).name, frechet=frechet,
-                             **inputs)
+    return validate.validate(spec, folder=spec.folder / "checkpoints" / Path(ray_checkpoint.path).name,
+                             frechet=frechet, **inputs)
 
 
 def earlier_checkpoint(checkpoints: Folder) -> Folder | None:
-    """The newest whole checkpoint where Ray's own list of them is missing or was cut off while it was written.
+    """The latest complete checkpoint if Ray's own list of checkpoints is missing or was truncated; else None.
 
-    Ray writes that list in place, and refuses to start on half of one; it is then removed.
+    Ray writes that list in place and refuses to start from a truncated one, which is removed here.
     """
     try:
         if checkpoints.read_json(SNAPSHOT) is not None:
             return None
     except RuntimeError:
         checkpoints.remove(SNAPSHOT)
-    return checkpoint.newest_whole(checkpoints)
+    return checkpoint.latest_complete(checkpoints)
 
 
-def work(config: dict[str, Any]) -> str | None:
-    """One worker of Ray Train.  Returns why it stopped before the end, or None."""
+def train_worker(config: dict[str, Any]) -> str | None:
+    """A worker of Ray Train.  Returns why it stopped early, or None."""
     import ray.train
 
-    job: Job = config["job"]
+    spec: TrainingSpec = config["spec"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    if job.settings.trainer.offload:
-        use_cores(max(cores() // context.get_local_world_size(), 1))  # AdamW works on the host
-    spec, cache = latent_spec(job.latents), cache_of(job)
+    if spec.settings.trainer.offload:
+        use_cores(max(cores() // context.get_local_world_size(), 1))  # AdamW runs on the CPU
+    latent_spec, cache = read_latent_spec(spec.latents), cache_of(spec)
     if context.get_local_rank() == 0:
-        scratch.sweep(job.folder, keep=cache)
-    state, cursor = _last_checkpoint(job, config["earlier"])
-    if job.stream is None:
-        reader: Reader = CachedReader(job.latents, spec, job.settings.seed, job.settings.condition.used, cache)
+        scratch.sweep(spec.folder, keep=cache)
+    state, cursor = load_last_checkpoint(spec, config["earlier"])
+    conditions = spec.settings.condition.used
+    if spec.stream is None:
+        reader: LatentReader = CachedReader(spec.latents, latent_spec, spec.settings.seed, conditions, cache)
     else:
-        reader = StreamReader(job.stream, _feed(job, cursor.images, world), spec, job.settings.condition.used)
-    why = learn(job, spec, reader, rank, world, state, cursor, functools.partial(_save, job, rank), _leaving)
+        reader = StreamReader(spec.stream, _feed(spec, cursor.images, world), latent_spec, conditions)
+    why = run_training_loop(spec, latent_spec, reader, rank, world, state, cursor,
+                            functools.partial(save_checkpoint, spec, rank), is_preempted)
     if context.get_local_rank() == 0:
         scratch.remove(cache)
     return why
 
 
-def _feed(job: Job, cursor: int, world: int) -> Any:
-    """The actor that streams to all workers of this attempt; rank 0 starts it, and with its worker it ends."""
+def _feed(spec: TrainingSpec, cursor: int, world: int) -> Any:
+    """The actor that streams to all workers of this attempt; it is started by rank 0 and ends with rank 0's process."""
     import ray
     from ray.train import get_context
     from ray.train.collective import broadcast_from_rank_zero
 
     feed = None
     if get_context().get_world_rank() == 0:
-        feed = ray.remote(num_cpus=0)(Feed).remote(job.stream, cursor, job.settings.trainer.images, world)
+        feed = ray.remote(num_cpus=0)(Feed).remote(spec.stream, cursor, spec.settings.trainer.images, world)
         ray.get(feed.start.remote())
     return broadcast_from_rank_zero(feed)
 
 
-def cache_of(job: Job) -> Path:
-    """Where a node keeps the latents of a training: other weights, images or conditions lie elsewhere."""
-    key = (job.latents.read_json("key.json") or {}).get("key", "")
-    return scratch.cache_dir(job.folder, "-".join([key, *job.settings.condition.used]))
+def cache_of(spec: TrainingSpec) -> Path:
+    """The folder in which a node caches latents, keyed by network weights, images and conditions."""
+    key = (spec.latents.read_json("key.json") or {}).get("key", "")
+    return scratch.cache_dir(spec.folder, "-".join([key, *spec.settings.condition.used]))
 
 
-def _leaving() -> bool:
+def is_preempted() -> bool:
+    """Whether Ray has announced that a node of this training will be preempted."""
     import ray.train
 
     return ray.train.get_preemption_info() is not None
 
 
-def _last_checkpoint(job: Job, earlier: Folder | None) -> tuple[dict[str, Tensors], Cursor]:
+def load_last_checkpoint(spec: TrainingSpec, earlier: Folder | None) -> tuple[dict[str, Tensors], Cursor]:
     import ray.train
 
     if last := ray.train.get_checkpoint():
         with last.as_directory() as folder:
-            return checkpoint.load(Path(folder), job.fingerprint)
+            return checkpoint.load(Path(folder), spec.fingerprint)
     if earlier:
         with tempfile.TemporaryDirectory() as folder:
             earlier.download(folder)
-            return checkpoint.load(Path(folder), job.fingerprint)
-    return {}, Cursor(0, 0, job.fingerprint)
+            return checkpoint.load(Path(folder), spec.fingerprint)
+    return {}, Cursor(0, 0, spec.fingerprint)
 
 
-def _save(job: Job, rank: int, engine: Engine, cursor: Cursor, since: int) -> None:
-    """Every worker calls this: gathering and reporting are collectives.  Writing goes on beside the training.
+def save_checkpoint(spec: TrainingSpec, rank: int, engine: DeepSpeedTrainer, cursor: Cursor, since: int) -> None:
+    """Gather the state and report the checkpoint to Ray Train, both collectives; it is written in the background.
 
-    `since` are the images at the checkpoint before.
+    `since` is the number of images at the previous checkpoint.
     """
     import ray.train
     from ray.train import Checkpoint, CheckpointUploadMode
     from ray.train.v2.api.validation_config import ValidationTaskConfig
 
-    trainer, settings = job.settings.trainer, job.settings.validate
+    trainer, settings = spec.settings.trainer, spec.settings.validate
     if rank == 0:
-        WRITING.acquire()  # else the states of checkpoints that are slow to write would fill the memory
+        WRITING.acquire()  # one at a time, or slow storage would let states accumulate in memory
     state = engine.state()
 
     def due(every: int | None) -> bool:
         return cursor.images == trainer.images or every is None or since // every != cursor.images // every
 
-    aside = scratch.staging_dir(job.folder) if rank == 0 else None  # Ray deletes it in the end
+    staging_dir = scratch.staging_dir(spec.folder) if rank == 0 else None  # deleted by Ray
     task = ValidationTaskConfig(fn_kwargs={"frechet": settings.frechet_images > 0 and due(settings.frechet_every)},
                                 timeout_s=VALIDATION_SECONDS)
     milestone = trainer.milestone_every is not None and due(trainer.milestone_every)
-    unmeasured = {trainer.best: WORST} if trainer.best else {}
-    ray.train.report({"images": cursor.images, **unmeasured}, Checkpoint(aside) if aside else None,
-                     checkpoint_dir_name=checkpoint.name(cursor.images),
+    placeholder = {trainer.select_by: WORST} if trainer.select_by else {}
+    ray.train.report({"images": cursor.images, **placeholder}, Checkpoint(staging_dir) if staging_dir else None,
+                     checkpoint_dir_name=checkpoint.directory_name(cursor.images),
                      checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                     checkpoint_upload_fn=functools.partial(_write, job.folder, state, cursor, milestone),
-                     validation=task if aside and settings.images and due(settings.every) else False)
+                     checkpoint_upload_fn=functools.partial(_write_checkpoint, spec.folder, state, cursor, milestone),
+                     validation=task if staging_dir and settings.images and due(settings.every) else False)
 
 
-def _write(folder: Folder, state: dict[str, Tensors], cursor: Cursor, milestone: bool, aside: Any, name: str) -> Any:
-    """Keep a checkpoint among the last ones, and where it is a milestone for good, too; in a thread of rank 0."""
+def _write_checkpoint(folder: Folder, state: dict[str, Tensors], cursor: Cursor, milestone: bool, staged: Any,
+                      name: str) -> Any:
+    """Write a checkpoint to checkpoints/, and to milestones/ if it is one; runs in a thread of rank 0."""
     from ray.train import Checkpoint
 
     try:
-        checkpoint.save(Path(aside.path), state, cursor)
+        checkpoint.save(Path(staged.path), state, cursor)
         if milestone:
-            (folder / "milestones" / name).upload(aside.path)
+            (folder / "milestones" / name).upload(staged.path)
         kept = folder / "checkpoints" / name
-        kept.upload(aside.path)
+        kept.upload(staged.path)
         return Checkpoint(kept.path, kept.filesystem)
     finally:
         WRITING.release()

@@ -1,6 +1,6 @@
-"""Flat fp32 partitions to whole tensors by parameter name, and back, through DeepSpeed's own map between the two.
+"""Converts flat fp32 partitions to full tensors by parameter name and back, using DeepSpeed's own mapping.
 
-What is gathered depends neither on the ZeRO stage nor on the number of workers.
+The gathered state depends neither on the ZeRO stage nor on the number of workers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Tensors = dict[str, Tensor]
 
 
 class ShardedState:
-    """The partitions that this worker owns of weights, moments and averages.  All methods are collectives.
+    """This worker's partitions of weights, moments and EMAs.  All methods are collectives.
 
     Args:
         zero_stage: 0 to 3; under ZeRO 0 partitions are the parameters themselves.
         world: number of workers.
-        named: all parameters of the module as DeepSpeed holds them, by name.
+        named: all parameters of the module as held by DeepSpeed, by name.
         partitions: fp32 weights that this worker owns, on its device.
     """
 
@@ -31,17 +31,17 @@ class ShardedState:
         self.zero_stage, self.world, self.named, self.partitions = zero_stage, world, named, partitions
 
     def gather(self, buffers: list[Tensor]) -> Tensors:
-        """Whole tensors on the host, of buffers shaped as the partitions.  Rank 0 alone gets them, others {}."""
+        """Full tensors in CPU memory of buffers shaped like the partitions, on rank 0; {} on the others."""
         first = torch.distributed.get_rank() == 0
         if self.zero_stage == 0:
             named = zip(self.named, buffers, strict=True) if first else ()
             return {name: buffer.to("cpu", copy=True) for (name, _), buffer in named}
         if self.zero_stage == 3:
             return self._gather_sharded_weights(buffers, first)
-        return self._gather_pieces(buffers, first)
+        return self._gather_fragments(buffers, first)
 
     def scatter(self, buffers: list[Tensor], tensors: Tensors) -> None:
-        """Fill buffers shaped as the partitions from whole tensors, which every rank has."""
+        """Fill buffers shaped like the partitions from full tensors, which every rank has."""
         from deepspeed.utils import safe_set_full_fp32_param
 
         if self.zero_stage == 0:
@@ -54,37 +54,37 @@ class ShardedState:
             if buffers is not self.partitions:
                 torch._foreach_copy_(buffers, self.partitions)
 
-    def _gather_pieces(self, buffers: list[Tensor], first: bool) -> Tensors:
-        """Under ZeRO 1 and 2, with one collective: every worker puts its pieces where they belong in one vector."""
+    def _gather_fragments(self, buffers: list[Tensor], first: bool) -> Tensors:
+        """ZeRO 1 and 2, with one collective: every worker copies its fragments into a vector of all parameters."""
         [buffer] = buffers  # one parameter group, one partition
         sizes = [parameter.numel() for _, parameter in self.named]
-        whole = torch.zeros(sum(sizes), device=device())
-        for part, (_, parameter) in zip(whole.split(sizes), self.named, strict=True):
+        full = torch.zeros(sum(sizes), device=device())
+        for flat, (_, parameter) in zip(full.split(sizes), self.named, strict=True):
             mapping = parameter._hp_mapping  # type: ignore[attr-defined]
             if mapping is not None:
-                there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
-                part.narrow(0, there.start, there.numel).copy_(buffer.narrow(0, here.start, here.numel))
+                target, source = mapping.lp_fragment_address, mapping.hp_fragment_address
+                flat.narrow(0, target.start, target.numel).copy_(buffer.narrow(0, source.start, source.numel))
         if self.world > 1:
-            torch.distributed.reduce(whole, 0)
+            torch.distributed.reduce(full, 0)
         if not first:
             return {}
-        return {name: part.to("cpu", copy=True).view(parameter.shape)
-                for part, (name, parameter) in zip(whole.split(sizes), self.named, strict=True)}
+        return {name: flat.to("cpu", copy=True).view(parameter.shape)
+                for flat, (name, parameter) in zip(full.split(sizes), self.named, strict=True)}
 
     def _gather_sharded_weights(self, buffers: list[Tensor], first: bool) -> Tensors:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        whole: Tensors = {}
+        full: Tensors = {}
         with self._swapped_in(buffers):
             for name, parameter in self.named:
                 tensor = safe_get_full_fp32_param(parameter)
                 if first:
-                    whole[name] = tensor.to("cpu", copy=True)
-        return whole
+                    full[name] = tensor.to("cpu", copy=True)
+        return full
 
     @contextlib.contextmanager
     def _swapped_in(self, buffers: list[Tensor]) -> Iterator[None]:
-        """Within the block DeepSpeed sees `buffers` where the fp32 weights are."""
+        """Within the block, the fp32 weights that DeepSpeed sees are replaced by `buffers`."""
         if buffers is self.partitions:
             yield
             return

@@ -1,4 +1,4 @@
-"""Batches whose loss was no finite number: skipped, counted, and written down with the ids of their images."""
+"""Non-finite batches: skipped, counted, and recorded with their image ids in skipped.jsonl."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ import torch
 from torch import Tensor
 
 from cluster.storage import Folder
-from pipelines.generator.latents.dataset import Batch, Reader
+from pipelines.generator.latents.dataset import LatentBatch, LatentReader
 
 FILE = "skipped.jsonl"
 
 
-class Skipped:
-    """All workers hold one and come to the same count; rank 0 alone writes.
+class SkippedBatches:
+    """The same count on every worker; only the writer (rank 0) writes the file.
 
-    Entries beyond `cursor` images are of an attempt that did not last, and are dropped.
+    Records of an earlier attempt beyond `cursor` images are dropped.
     """
 
-    def __init__(self, folder: Folder, reader: Reader, cursor: int, writes: bool) -> None:
-        self.folder, self.reader, self.writes = folder, reader, writes
-        found = folder.read(FILE).decode().splitlines() if folder.exists(FILE) else []
-        self._lines = [line for line in found if json.loads(line)["stop"] <= cursor]
-        if len(self._lines) < len(found):
+    def __init__(self, folder: Folder, reader: LatentReader, cursor: int, is_writer: bool) -> None:
+        self.folder, self.reader, self.is_writer = folder, reader, is_writer
+        recorded = folder.read(FILE).decode().splitlines() if folder.exists(FILE) else []
+        self._lines = [line for line in recorded if json.loads(line)["stop"] <= cursor]
+        if len(self._lines) < len(recorded):
             self._write()
-        self._open: list[tuple[int, int]] = []
+        self._pending: list[tuple[int, int]] = []
         self._flags: list[Tensor] = []
 
-    def add(self, batch: Batch, finite: Tensor) -> None:
-        self._open.append((batch.start, batch.stop))
+    def add(self, batch: LatentBatch, finite: Tensor) -> None:
+        self._pending.append((batch.start, batch.stop))
         self._flags.append(finite)
 
-    def settle(self) -> int:
-        """Look at the batches added since the last call (the device is waited for once).
+    def flush(self) -> int:
+        """Record the non-finite batches among those added since the last call; one host synchronisation.
 
         Returns:
-            The number of skipped batches in all.
+            The total number of skipped batches.
         """
         finite = torch.stack(self._flags).tolist() if self._flags else []
-        bad = [span for span, good in zip(self._open, finite, strict=True) if not good]
-        self._open, self._flags = [], []
+        skipped = [span for span, ok in zip(self._pending, finite, strict=True) if not ok]
+        self._pending, self._flags = [], []
         self._lines += [json.dumps({"start": start, "stop": stop, "image_ids": self.reader.ids(start, stop)})
-                        for start, stop in bad]
-        if bad:
+                        for start, stop in skipped]
+        if skipped:
             self._write()
         return len(self._lines)
 
     def _write(self) -> None:
-        if self.writes:
+        if self.is_writer:
             self.folder.write(FILE, "".join(line + "\n" for line in self._lines).encode())

@@ -6,74 +6,79 @@ from typing import Any
 
 import torch
 
+from cluster.session import device
 from cluster.storage import Folder
-from pipelines.generator.export import export
-from pipelines.generator.latents.spec import latent_spec
-from pipelines.generator.settings import Trainer
+from pipelines.generator.export import build_pipeline, export_generator
+from pipelines.generator.latents.spec import read_latent_spec
+from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training import checkpoint, validate
-from pipelines.generator.training.loop import Job
-from pipelines.generator.training.ray_train import _fit, _name, stream_plan
+from pipelines.generator.training.loop import TrainingSpec
+from pipelines.generator.training.ray_train import run_trainer, stream_plan
 from pipelines.graph.stage import Metrics, Stage
-from pipelines.monitor.journal import JOURNAL, read_journal
+from pipelines.monitor.journal import JOURNAL, median_rate, read_journal
 from pipelines.monitor.progress import follow, say
+
+JOURNALS = (JOURNAL, validate.FILE)
 
 
 def train(stage: Stage) -> Metrics:
-    """Returns images seen, loss, images/s, the share of time spent waiting for data, and the EMA's distance.
+    """Returns images seen, loss, images/s, the fraction of time spent waiting for data, and the EMA's distance.
 
     Raises:
-        UserError: more workers are asked for than the cluster has room for, or the settings do not fit the latents.
-        FloatingPointError: the loss was no finite number in too many batches.
+        UserError: the cluster has no room for the requested workers, or the settings do not fit the latents.
+        FloatingPointError: too many batches had a non-finite loss.
     """
     from pipelines.generator.autoencoder.model import load_autoencoder
 
+    settings, trainer = stage.settings, stage.settings.trainer
     config = load_autoencoder(stage.input("autoencoder")).config
-    spec = latent_spec(stage.input("latents"))
-    job = Job(stage.settings, stage.fingerprint, stage.folder, stage.input("latents"), stream_plan(stage, spec),
-              list(config.latents_mean), list(config.latents_std))
+    latent_spec = read_latent_spec(stage.input("latents"))
+    spec = TrainingSpec(settings, stage.fingerprint, stage.folder, stage.input("latents"),
+                        stream_plan(stage, latent_spec), list(config.latents_mean), list(config.latents_std))
     with torch.device("meta"):
-        job.denoiser(spec)  # a network that does not fit the latents is told before workers start
-    trainer, begun = stage.settings.trainer, checkpoint.newest_whole(stage.folder / "checkpoints")
+        spec.denoiser(latent_spec)  # raises if the network does not fit the latents, before any worker starts
     since = 0
-    if begun:
-        cursor = checkpoint.cursor_of(begun)
+    if latest := checkpoint.latest_complete(stage.folder / "checkpoints"):
+        cursor = checkpoint.read_cursor(latest)
         since = cursor.images
-        say(f"train: goes on from {since:,} of {trainer.images:,} images, after {cursor.steps:,} steps ({begun.uri})")
-    with follow(stage.folder, "train", trainer.images, JOURNALS, trainer.boards, since):
-        last = _fit(job, stage)
-    chosen = best_checkpoint(stage.folder, trainer) or last
-    images = checkpoint.images_of(_name(chosen))
-    ema, held_out = best_average(trainer, validate.of(stage.folder, images))
-    parameters = export(job, chosen, ema, stage.input("autoencoder"), stage.input("encoder"))
-    return summarise(read_journal(stage.folder)) | held_out | {
-        "parameters": parameters, "exported": f"{ema} at {images:,} images"}
+        say(f"train: resuming at {since:,} of {trainer.images:,} images, after {cursor.steps:,} steps ({latest.uri})")
+    with follow(stage.folder, "train", trainer.images, JOURNALS, trainer.loggers, since):
+        last = run_trainer(spec, stage)
+    selected = best_checkpoint(stage.folder, trainer) or last
+    images = checkpoint.images_seen(selected)
+    ema, validation = best_average(trainer, validate.validation_at(stage.folder, images))
+    denoiser = spec.denoiser(latent_spec).to(device()).eval()
+    checkpoint.load_checked_weights(denoiser, checkpoint.read_part(selected, ema))
+    pipeline = build_pipeline(denoiser, stage.input("autoencoder"), stage.input("encoder"), settings.objective,
+                              settings.validate.steps, settings.validate.guidance)
+    export_generator(pipeline, stage.folder / "generator")
+    return summarise(read_journal(stage.folder)) | validation | {
+        "parameters": sum(p.numel() for p in denoiser.parameters()), "exported": f"{ema} at {images:,} images"}
 
 
-def best_checkpoint(folder: Folder, trainer: Trainer) -> Folder | None:
-    """The checkpoint with the least of what `trainer.best` names among those kept; None where it names nothing."""
-    kept = {checkpoint.images_of(name) for name in (folder / "checkpoints").names()
-            if name.startswith(checkpoint.PREFIX)}
-    known = [(entry[trainer.best], entry["images"]) for entry in read_journal(folder, validate.FILE)
-             if trainer.best in entry and entry["images"] in kept]
-    return folder / "checkpoints" / checkpoint.name(min(known)[1]) if known else None
+def best_checkpoint(folder: Folder, trainer: TrainerSettings) -> Folder | None:
+    """The kept checkpoint with the lowest value of the metric `trainer.select_by`; None if it is null."""
+    kept = set(map(checkpoint.images_seen, checkpoint.list_checkpoints(folder / "checkpoints")))
+    scored = [(entry[trainer.select_by], entry["images"]) for entry in read_journal(folder, validate.FILE)
+              if trainer.select_by in entry and entry["images"] in kept]
+    return folder / "checkpoints" / checkpoint.directory_name(min(scored)[1]) if scored else None
 
 
-def best_average(trainer: Trainer, measured: dict[str, float]) -> tuple[str, dict[str, float]]:
-    """Which average of the weights to export, and what is known of it.
+def best_average(trainer: TrainerSettings, validation: dict[str, float]) -> tuple[str, dict[str, float]]:
+    """The name of the EMA to export, and its validation metrics.
 
-    It is the one with the least validation loss; the first where none was measured, or where the Fréchet distance
-    chose, which is the first's.
+    The EMA with the lowest validation loss; the first one if none was validated, or if checkpoints are selected by the
+    Fréchet distance, which is measured for the first one only.
     """
-    losses = {average: measured.get(name) for average, name in validate.loss_names(trainer).items()}
+    losses = {ema: validation.get(name) for ema, name in validate.loss_names(trainer).items()}
     first = next(iter(losses))
-    best = first if trainer.best == "val_frechet" else min(losses, key=lambda average: losses[average] or 0.0)
-    known = {"val_loss": losses[best], "val_frechet": measured.get("val_frechet") if best == first else None}
-    return best, {name: value for name, value in known.items() if value is not None}
+    best = first if trainer.select_by == "val_frechet" else min(losses, key=lambda ema: losses[ema] or 0.0)
+    metrics = {"val_loss": losses[best], "val_frechet": validation.get("val_frechet") if best == first else None}
+    return best, {name: value for name, value in metrics.items() if value is not None}
 
 
 def summarise(entries: list[dict[str, Any]]) -> Metrics:
-    """Figures of a whole training from its journal: the median rate, and the mean of the last tenth of the losses."""
-    rates = sorted(entry["images_per_second"] for entry in entries)
+    """Metrics of a training run from its journal: the median rate, the mean of the last tenth of the losses, …"""
     losses = [entry["loss"] for entry in entries if "loss" in entry]
     tail = losses[-max(len(losses) // 10, 1) :]
     waits = [entry["data_wait_fraction"] for entry in entries]
@@ -81,12 +86,9 @@ def summarise(entries: list[dict[str, Any]]) -> Metrics:
     return {
         "images": last["images"],
         "loss": round(sum(tail) / max(len(tail), 1), 6),
-        "images_per_second": rates[len(rates) // 2],
+        "images_per_second": median_rate(entries),
         "data_wait_fraction": round(sum(waits) / len(waits), 5),
         "ema_distance": last.get("ema_distance"),
         "skipped_batches": last["skipped"],
         **({"mfu": last["mfu"]} if "mfu" in last else {}),
     }
-
-
-JOURNALS = (JOURNAL, validate.FILE)

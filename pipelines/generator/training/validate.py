@@ -1,7 +1,7 @@
-"""What a checkpoint is worth, measured beside the training on patients it does not learn from.
+"""Validation of checkpoints on held-out patients, in a task alongside training.
 
-The loss is taken at fixed noise and evenly spread noise levels, so that two checkpoints differ in nothing but their
-weights; it is far steadier than the loss of training.
+The loss is taken at fixed noise and evenly spaced noise levels, so that two checkpoints differ in nothing but their
+weights; it varies far less than the training loss.
 """
 
 from __future__ import annotations
@@ -18,124 +18,127 @@ from torch import Tensor
 from cluster.session import device
 from cluster.storage import Folder
 from pipelines.generator.denoiser.network import Denoiser
-from pipelines.generator.denoiser.objective import Draw, Objective
-from pipelines.generator.export import in_memory
-from pipelines.generator.latents.dataset import Encoded, held_out
-from pipelines.generator.latents.spec import latent_spec
-from pipelines.generator.settings import CONDITIONS, Trainer
+from pipelines.generator.denoiser.objective import Objective, StepRandomness
+from pipelines.generator.export import build_pipeline
+from pipelines.generator.latents.dataset import LatentArrays, draw_val_images
+from pipelines.generator.latents.spec import read_latent_spec
+from pipelines.generator.settings import CONDITIONS, TrainerSettings
 from pipelines.generator.standalone.pipeline import RayographPipeline
 from pipelines.generator.training import checkpoint
 from pipelines.generator.training.ema import average_name
-from pipelines.generator.training.loop import Job
-from pipelines.generator.training.metrics import BINS
+from pipelines.generator.training.interval_log import BINS
+from pipelines.generator.training.loop import TrainingSpec
 from pipelines.graph.settings import Settings
 from pipelines.learning.precision import autocast
 from pipelines.monitor.journal import read_journal
 
 FILE = "validation.jsonl"
-NOISE_SEED = 2**31 - 1  # of the fixed noise; no step of a training has it
+NOISE_SEED = 2**31 - 1  # of the fixed noise; no training step uses it
 
 
-def validate(job: Job, autoencoder: Folder, encoder: Folder, folder: Folder, frechet: bool) -> dict[str, float]:
-    """Measure the checkpoint in `folder`, add a line to validation.jsonl and a picture to samples/.
+def validate(spec: TrainingSpec, autoencoder: Folder, encoder: Folder, folder: Folder,
+             frechet: bool) -> dict[str, float]:
+    """Validate the checkpoint in `folder`; adds a line to validation.jsonl and a sample grid to samples/.
 
     Returns:
-        `val_loss` of the first average of the weights, by noise level too, and of the others; `val_frechet` if asked.
+        `val_loss` of the first EMA of the weights, also by noise level, and of the other EMAs; `val_frechet` if
+        `frechet`.
     """
-    settings = job.settings
-    spec = latent_spec(job.latents)
-    most = max(settings.validate.images, settings.validate.shown, settings.validate.frechet_images if frechet else 0)
-    val = held_out(job.latents, spec, most, settings.seed)
-    denoiser = job.denoiser(spec).to(device()).eval()
-    images = checkpoint.cursor_of(folder).images
-    found: dict[str, float] = {}
-    names = loss_names(settings.trainer)
-    for average, name in reversed(names.items()):  # the first is then the one that samples
-        denoiser.load_state_dict(checkpoint.read_part(folder, average))
-        losses, levels = held_out_losses(job, denoiser, val)
-        found[name] = losses.mean().item()
+    settings = spec.settings
+    latent_spec = read_latent_spec(spec.latents)
+    most = max(settings.validate.images, settings.validate.sample_images,
+               settings.validate.frechet_images if frechet else 0)
+    val = draw_val_images(spec.latents, latent_spec, most, settings.seed)
+    denoiser = spec.denoiser(latent_spec).to(device()).eval()
+    images = checkpoint.read_cursor(folder).images
+    metrics: dict[str, float] = {}
+    for ema, name in reversed(loss_names(settings.trainer).items()):  # ends with the first, which is then sampled from
+        denoiser.load_state_dict(checkpoint.read_part(folder, ema))
+        losses, levels = held_out_losses(spec, denoiser, val)
+        metrics[name] = losses.mean().item()
     bins = (levels * BINS).long()
-    found |= {f"val_loss_noise_{b + 1}": losses[bins == b].mean().item() for b in range(BINS) if (bins == b).any()}
-    generator = in_memory(settings, denoiser, autoencoder, encoder)
-    generator.set_progress_bar_config(disable=True)
-    if settings.validate.shown:
-        show(job, generator, val, images)
+    metrics |= {f"val_loss_noise_{b + 1}": losses[bins == b].mean().item() for b in range(BINS) if (bins == b).any()}
+    pipeline = build_pipeline(denoiser, autoencoder, encoder, settings.objective, settings.validate.steps,
+                              settings.validate.guidance)
+    pipeline.set_progress_bar_config(disable=True)
+    if settings.validate.sample_images:
+        save_sample_grid(spec, pipeline, val, images)
     if frechet:
-        found["val_frechet"] = frechet_to(generator, val, settings)
-    told = {"images": images} | {name: float(f"{value:.6g}") for name, value in found.items()}
-    append(job.folder, told)
-    return told
+        metrics["val_frechet"] = frechet_to(pipeline, val, settings)
+    entry = {"images": images} | {name: float(f"{value:.6g}") for name, value in metrics.items()}
+    append_validation(spec.folder, entry)
+    return entry
 
 
-def loss_names(trainer: Trainer) -> dict[str, str]:
-    """What the validation loss of each average of the weights is called: `val_loss` of the first."""
+def loss_names(trainer: TrainerSettings) -> dict[str, str]:
+    """The name of the validation loss of each EMA of the weights: `val_loss` for the first."""
     first, *others = map(average_name, trainer.ema_halflife_images)
     return {first: "val_loss", **{name: f"val_loss_{name}" for name in others}}
 
 
 @torch.no_grad()
-def held_out_losses(job: Job, denoiser: Denoiser, val: Encoded) -> tuple[Tensor, Tensor]:
-    """Losses (N,) and noise levels (N,) of the drawn images, conditioned on all that is known of them."""
-    settings, where = job.settings, device()
+def held_out_losses(spec: TrainingSpec, denoiser: Denoiser, val: LatentArrays) -> tuple[Tensor, Tensor]:
+    """Losses (N,) and noise levels (N,) of the val images, with all their conditions."""
+    settings, where = spec.settings, device()
     n = min(settings.validate.images, len(val))
     random = torch.Generator().manual_seed(NOISE_SEED)
     levels = ((torch.arange(n) + 0.5) / n)[torch.randperm(n, generator=random)].to(where)
-    objective, normalise, losses = Objective(settings.objective, settings.condition, where), job.normaliser(where), []
+    objective, normalise, losses = Objective(settings.objective, settings.condition, where), spec.normaliser(where), []
     for start in range(0, n, settings.validate.batch):
         rows = np.arange(start, min(start + settings.validate.batch, n))
-        mean, _, given = val.rows(rows, where)
+        mean, _, conditions = val.rows(rows, where)
         noise = torch.randn(mean.shape, generator=random).to(where)
-        keep = torch.zeros(len(rows), dtype=torch.bool, device=where)
-        draw = Draw(noise, noise, levels[rows], dict.fromkeys(CONDITIONS, keep))
+        none = torch.zeros(len(rows), dtype=torch.bool, device=where)
+        randomness = StepRandomness(noise, noise, levels[rows], dict.fromkeys(CONDITIONS, none))
         with autocast():
-            losses.append(objective.losses(denoiser, normalise(mean), given, draw))
+            losses.append(objective.losses(denoiser, normalise(mean), conditions, randomness))
     return torch.cat(losses), levels
 
 
-def sample(generator: RayographPipeline, val: Encoded, rows: np.ndarray) -> Tensor:
-    """Images (B, 1, H, W) in [0, 1] with the conditions of these images; fixed seeds, one an image."""
-    _, _, given = val.rows(rows, device())
-    known: dict[str, Any] = {name: value for name, value in given.items() if name in generator.conditioner.shapes}
+def sample_conditioned_on(pipeline: RayographPipeline, val: LatentArrays, rows: np.ndarray) -> Tensor:
+    """Images (B, 1, H, W) in [0, 1], sampled with the conditions of these val images and one fixed seed each."""
+    _, _, conditions = val.rows(rows, device())
+    used: dict[str, Any] = {name: value for name, value in conditions.items() if name in pipeline.conditioner.shapes}
     seeds = [torch.Generator().manual_seed(int(row)) for row in rows]
-    latents = torch.stack([torch.randn(generator.latent, generator=seed) for seed in seeds])
+    latents = torch.stack([torch.randn(pipeline.latent, generator=seed) for seed in seeds])
     with autocast():
-        [images] = generator(**known, latents=latents, output_type="pt", return_dict=False)
+        [images] = pipeline(**used, latents=latents, output_type="pt", return_dict=False)
     return images.float()
 
 
-def show(job: Job, generator: RayographPipeline, val: Encoded, images: int) -> None:
-    """samples/images-N.png: held-out images as their latents show them, each above a sample conditioned on it."""
+def save_sample_grid(spec: TrainingSpec, pipeline: RayographPipeline, val: LatentArrays, images: int) -> None:
+    """samples/images-N.png: val images, decoded from their latents, each above a sample conditioned on it."""
     from torchvision.utils import save_image
 
-    shown = min(job.settings.validate.shown, len(val))
-    rows = np.linspace(0, len(val) - 1, shown).astype(np.int64)  # sources lie one after another
+    columns = min(spec.settings.validate.sample_images, len(val))
+    rows = np.linspace(0, len(val) - 1, columns).astype(np.int64)  # evenly spaced, as images are sorted by source
     mean, _, _ = val.rows(rows, device())
     with torch.no_grad():
-        real = generator._decode(job.normaliser(device())(mean))
-    with tempfile.TemporaryDirectory() as staging:
-        file = Path(staging) / f"{checkpoint.name(images)}.png"
-        save_image(torch.cat([real, sample(generator, val, rows)]), str(file), nrow=len(rows))
-        (job.folder / "samples").write(file.name, file.read_bytes())
+        real = pipeline.decode(spec.normaliser(device())(mean))
+    with tempfile.TemporaryDirectory() as staging_dir:
+        file = Path(staging_dir) / f"{checkpoint.directory_name(images)}.png"
+        save_image(torch.cat([real, sample_conditioned_on(pipeline, val, rows)]), str(file), nrow=len(rows))
+        (spec.folder / "samples").write(file.name, file.read_bytes())
 
 
-def frechet_to(generator: RayographPipeline, val: Encoded, settings: Settings) -> float:
-    """Fréchet distance, in the run's own encoder, of samples to the images of the split whose conditions they have."""
+def frechet_to(pipeline: RayographPipeline, val: LatentArrays, settings: Settings) -> float:
+    """Fréchet distance, in features of the run's encoder, between val images and samples with their conditions."""
     from pipelines.metrics.fidelity import frechet_distance
 
     n = min(settings.validate.frechet_images, len(val))
     batch = settings.validate.batch
     chunks = [np.arange(start, min(start + batch, n)) for start in range(0, n, batch)]
-    found = torch.cat([generator.encoder.embed(sample(generator, val, rows)) for rows in chunks])
-    real = torch.from_numpy(val.given["embedding"][:n]).to(found)
-    return frechet_distance(real, found)
+    synthetic = torch.cat([pipeline.encoder.embed(sample_conditioned_on(pipeline, val, rows)) for rows in chunks])
+    real = torch.from_numpy(val.conditions["embedding"][:n]).to(synthetic)
+    return frechet_distance(real, synthetic)
 
 
-def append(folder: Folder, found: dict[str, float]) -> None:
-    """Add a line to validation.jsonl, in the place of what an earlier attempt said of the same checkpoint."""
-    kept = [entry for entry in read_journal(folder, FILE) if entry["images"] < found["images"]]
-    folder.write(FILE, "".join(json.dumps(entry) + "\n" for entry in [*kept, found]).encode())
+def append_validation(folder: Folder, entry: dict[str, float]) -> None:
+    """Add a line to validation.jsonl, replacing those of an earlier attempt for this and later checkpoints."""
+    kept = [earlier for earlier in read_journal(folder, FILE) if earlier["images"] < entry["images"]]
+    folder.write(FILE, "".join(json.dumps(line) + "\n" for line in [*kept, entry]).encode())
 
 
-def of(folder: Folder, images: int) -> dict[str, Any]:
-    """What was measured of the checkpoint at `images`; empty where it was not."""
+def validation_at(folder: Folder, images: int) -> dict[str, Any]:
+    """The validation metrics of the checkpoint at `images`; empty if it was not validated."""
     return next((entry for entry in read_journal(folder, FILE) if entry["images"] == images), {})

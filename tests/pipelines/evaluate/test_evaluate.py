@@ -15,12 +15,12 @@ from scipy.ndimage import gaussian_filter
 from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.evaluate import stage as evaluate
-from pipelines.evaluate.features import Embedded, extract
+from pipelines.evaluate.features import EmbeddingTable, extract
 from pipelines.generator.encoder.vit import embed, load_encoder
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.graph.plan import Plan
 from pipelines.learning.weights import save_model
-from pipelines.report import plots as figures
+from pipelines.report import plots
 from pipelines.tables.images import images_of, png
 from pipelines.tables.parquet import write_shard
 from pipelines.tables.schemas import CORPUS, IMAGES
@@ -139,7 +139,7 @@ def test_features_follow_the_ids_of_their_images(measure, tmp_path):
     _, folder = measure(FRESH)
     run = Folder(folder.uri.removesuffix("/evaluate"))
     model, table = load_encoder(run / "encoder"), run / "ingest" / "images"
-    features = Embedded(run / "latents", "train").draw(20, 0)
+    features = EmbeddingTable(run / "latents", "train").draw(20, 0)
     images = images_of(table, features.ids)
     assert np.array_equal(images[:, 0], [TRAIN[int(name.removeprefix("train"))] for name in features.ids])
     assert torch.allclose(features.embeddings, embed(model, images, 32), atol=0.02)
@@ -152,7 +152,7 @@ def test_features_follow_the_ids_of_their_images(measure, tmp_path):
 
 def test_a_draw_holds_every_source_in_its_share_and_in_random_order(measure):
     _, folder = measure(FRESH)
-    drawn = Embedded(Folder(folder.uri.removesuffix("/evaluate")) / "latents", "train").draw(40, 0)
+    drawn = EmbeddingTable(Folder(folder.uri.removesuffix("/evaluate")) / "latents", "train").draw(40, 0)
     numbers = [int(name.removeprefix("train")) for name in drawn.ids]
     assert len(set(numbers)) == 40
     assert sum(number < len(TRAIN) // 20 for number in numbers) == 2
@@ -167,7 +167,7 @@ def test_one_image_may_be_asked_for_twice(measure):
 
 @pytest.mark.parametrize("side", [32, 512])
 def test_a_sheet_shows_every_image_at_no_more_than_128_pixels(side):
-    shown = Image.open(io.BytesIO(figures.sheet(np.full((9, 1, side, side), 200, np.uint8), 4)))
+    shown = Image.open(io.BytesIO(plots.sheet(np.full((9, 1, side, side), 200, np.uint8), 4)))
     tile = min(side, 128)
     assert shown.size == (4 * tile + 9, 3 * tile + 6)
     assert np.count_nonzero(np.asarray(shown)[..., 1]) == 9 * tile**2

@@ -13,10 +13,10 @@ from diffusers import AutoencoderKL, schedulers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines.generator.denoiser.network import build
+from pipelines.generator.denoiser.network import build_denoiser
 from pipelines.generator.denoiser.objective import process
 from pipelines.generator.export import assemble, load_pipeline, save_pipeline, verify
-from pipelines.generator.settings import Condition, Denoiser, Objective
+from pipelines.generator.settings import ConditionSettings, DenoiserSettings, ObjectiveSettings
 from pipelines.generator.standalone.conditioner import Conditioner
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.generator.standalone.pixel_vae import Pixels
@@ -64,15 +64,15 @@ def modules() -> dict:
     return {"vae": vae.eval(), "encoder": encoder.eval()}
 
 
-UNET = Denoiser(channels=[16, 32], attention=[True, False], norm_groups=8, head_dim=8, cross_attention_dim=24)
-DIT = Denoiser(architecture="dit", width=32, layers=2, head_dim=8, cross_attention_dim=24)
+UNET = DenoiserSettings(channels=[16, 32], attention=[True, False], norm_groups=8, head_dim=8, cross_attention_dim=24)
+DIT = DenoiserSettings(architecture="dit", width=32, layers=2, head_dim=8, cross_attention_dim=24)
 SHAPES = {"embedding": (16,), "patches": (4, 16), "mask": (3, 8, 8)}
 STRUCTURES = ["heart", "lungs", "polyp"]
 
 
-def generator(modules: dict, network: Denoiser = UNET, condition: Condition | None = None):
+def generator(modules: dict, network: DenoiserSettings = UNET, condition: ConditionSettings | None = None):
     torch.manual_seed(0)
-    denoiser = build(network, condition or Condition(), (4, 8, 8), SHAPES, LABELS, STRUCTURES).eval()
+    denoiser = build_denoiser(network, condition or ConditionSettings(), (4, 8, 8), SHAPES, LABELS, STRUCTURES).eval()
     for parameter in denoiser.parameters():  # what starts at zero would hide what it is multiplied with
         torch.nn.init.normal_(parameter, std=0.1)
     return assemble(**modules, denoiser=denoiser, num_inference_steps=3, guidance_scale=1.5,
@@ -142,7 +142,7 @@ def test_decode_inverts_the_latent_scaling(folder: Path) -> None:
     mean, std = (torch.tensor(pipeline.vae.config[key]).view(1, -1, 1, 1) for key in ("latents_mean", "latents_std"))
     with torch.no_grad():
         expected = (pipeline.vae.decode(raw).sample / 2 + 0.5).clamp(0, 1)
-        assert torch.allclose(pipeline._decode((raw - mean) / std * 0.8), expected, atol=1e-5)
+        assert torch.allclose(pipeline.decode((raw - mean) / std * 0.8), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["DDIM", "EulerDiscrete", "FlowMatchEulerDiscrete"])
@@ -197,25 +197,26 @@ def test_verify_accepts_the_export_and_names_damage(folder: Path, modules: dict)
 def test_conditioner_nulls_and_gradients(labels: list[str]) -> None:
     conditioner = Conditioner(24, 16, patch_tokens=9, labels=labels,
                               structures={"lungs": [4, 1, 2], "heart": [3]}).to(torch.bfloat16)
-    given = {"embedding": torch.randn(2, 16), "patches": torch.randn(2, 9, 16), "labels": torch.ones(2, len(labels)),
-             "mask": torch.rand(2, 2, 4, 4)}
-    drop = dict.fromkeys(given, torch.tensor([True, True]))
-    keep = {name: ~value for name, value in drop.items()}
-    tokens, noisy = conditioner(given, drop), torch.randn(2, 3, 4, 4)
+    conditions = {"embedding": torch.randn(2, 16), "patches": torch.randn(2, 9, 16),
+                  "labels": torch.ones(2, len(labels)), "mask": torch.rand(2, 2, 4, 4)}
+    dropped = dict.fromkeys(conditions, torch.tensor([True, True]))
+    keep = {name: ~value for name, value in dropped.items()}
+    tokens, noisy = conditioner(conditions, dropped), torch.randn(2, 3, 4, 4)
     assert tokens.shape == (2, 4 + 9 + bool(labels), 24)
     assert torch.equal(tokens[0], tokens[1])
-    beside = conditioner.beside(noisy, given, drop)
-    assert torch.equal(beside[:, :3], noisy)
-    assert torch.equal(beside[:, 3:], conditioner.null_mask.expand(2, 2, 4, 4).float())
-    (tokens.sum() + beside.sum()).backward()
+    channels = conditioner.concat_mask(noisy, conditions, dropped)
+    assert torch.equal(channels[:, :3], noisy)
+    assert torch.equal(channels[:, 3:], conditioner.null_mask.expand(2, 2, 4, 4).float())
+    (tokens.sum() + channels.sum()).backward()
     assert all(parameter.grad is not None for parameter in conditioner.parameters())
-    assert not torch.equal(conditioner(given, keep), tokens)
-    assert torch.equal(conditioner.beside(noisy, given, keep)[:, 3:], given["mask"].bfloat16().float())
-    given["mask"][1] = -1  # an image without a mask
-    assert torch.equal(conditioner.beside(noisy, given, keep)[1], beside[1])
-    given["mask"][0, 1] = -1  # and one of which one structure is not known
-    assert torch.equal(conditioner.beside(noisy, given, keep)[0, 3], given["mask"][0, 0].bfloat16().float())
-    assert torch.equal(conditioner.beside(noisy, given, keep)[0, 4], beside[0, 4])
+    assert not torch.equal(conditioner(conditions, keep), tokens)
+    assert torch.equal(conditioner.concat_mask(noisy, conditions, keep)[:, 3:], conditions["mask"].bfloat16().float())
+    conditions["mask"][1] = -1  # an image without a mask
+    assert torch.equal(conditioner.concat_mask(noisy, conditions, keep)[1], channels[1])
+    conditions["mask"][0, 1] = -1  # and one of which one structure is not known
+    known = conditions["mask"][0, 0].bfloat16().float()
+    assert torch.equal(conditioner.concat_mask(noisy, conditions, keep)[0, 3], known)
+    assert torch.equal(conditioner.concat_mask(noisy, conditions, keep)[0, 4], channels[0, 4])
 
 
 def test_unknown_labels_are_no_absent_ones() -> None:
@@ -223,9 +224,9 @@ def test_unknown_labels_are_no_absent_ones() -> None:
     torch.manual_seed(0)
     conditioner = Conditioner(24, 16, embedding_tokens=0, labels=LABELS)
     states = torch.tensor([[1.0, 0.0], [1.0, -1.0], [1.0, 1.0], [0.0, 0.0], [-1.0, -1.0]])
-    drop = torch.zeros(5, dtype=torch.bool)
-    tokens = conditioner({"labels": states}, {"labels": drop})[:, 0]
-    null = conditioner({"labels": states}, {"labels": ~drop})[0, 0]
+    dropped = torch.zeros(5, dtype=torch.bool)
+    tokens = conditioner({"labels": states}, {"labels": dropped})[:, 0]
+    null = conditioner({"labels": states}, {"labels": ~dropped})[0, 0]
     assert torch.equal(tokens[4], null)
     assert torch.cdist(tokens, tokens)[~torch.eye(5, dtype=torch.bool)].min() > 0.1
 
@@ -235,8 +236,8 @@ def test_labels_are_named_present_or_told_apart(folder: Path) -> None:
     for labels, states in ((["Mass"], [[-1, 1]]), ("Mass", [[-1, 1]]), ([], [[-1, -1]]),
                            ({"Mass": 0, "Effusion": 1}, [[1, 0]]), ([["Mass"], {"Mass": 0}], [[-1, 1], [-1, 0]])):
         assert pipeline.encode_labels(labels).tolist() == states
-    plain, unknown = (pipeline(generator=seeds(0)[0], output_type="pt", **given).images
-                      for given in ({}, {"labels": []}))
+    plain, unknown = (pipeline(generator=seeds(0)[0], output_type="pt", **conditions).images
+                      for conditions in ({}, {"labels": []}))
     assert torch.allclose(plain, unknown, atol=1e-5)
     present, absent = (pipeline(labels={"Mass": state}, generator=seeds(0)[0], output_type="pt").images
                        for state in (1, 0))
@@ -253,8 +254,8 @@ def test_without_any_condition_there_is_a_constant_token() -> None:
 
 @pytest.mark.parametrize("network", [UNET, DIT], ids=["unet", "dit"])
 @pytest.mark.parametrize("condition", [
-    Condition(), Condition(embedding_tokens=0, labels=False),
-    Condition(embedding_tokens=1, patches=True, labels=False, mask=True),
+    ConditionSettings(), ConditionSettings(embedding_tokens=0, labels=False),
+    ConditionSettings(embedding_tokens=1, patches=True, labels=False, mask=True),
 ], ids=["usual", "none", "patches-mask"])
 def test_every_kind_of_generator_is_exported_and_samples(modules, tmp_path, network, condition) -> None:
     made_of = generator(modules, network, condition)
@@ -281,14 +282,14 @@ def test_every_kind_of_generator_is_exported_and_samples(modules, tmp_path, netw
 
 
 def test_pixels_stand_in_for_an_autoencoder(modules, tmp_path) -> None:
-    denoiser = build(DIT, Condition(), (1, 32, 32), SHAPES, LABELS)
+    denoiser = build_denoiser(DIT, ConditionSettings(), (1, 32, 32), SHAPES, LABELS)
     made_of = assemble(vae=Pixels(32, [0.1], [0.5]), encoder=modules["encoder"], denoiser=denoiser,
                        scheduler=schedulers.DPMSolverMultistepScheduler(), num_inference_steps=2, guidance_scale=1.0)
     save_pipeline(tmp_path / "e", made_of)
     verify(tmp_path / "e", made_of)
     pipeline, images = load(tmp_path / "e"), torch.rand(2, 1, 32, 32)
     latents = (pipeline.vae.encode(images * 2 - 1).latent_dist.sample() - 0.1) / 0.5
-    assert torch.allclose(pipeline._decode(latents), images, atol=1e-6)
+    assert torch.allclose(pipeline.decode(latents), images, atol=1e-6)
     assert pipeline(output_type="pt").images.shape == (1, 1, 32, 32)
 
 
@@ -300,16 +301,16 @@ def test_encoder_takes_crops_of_another_size() -> None:
 
 
 @pytest.mark.parametrize("objective", [
-    Objective(), Objective(prediction="epsilon"), Objective(prediction="sample"), Objective(process="edm"),
-    Objective(process="flow"),
+    ObjectiveSettings(), ObjectiveSettings(prediction="epsilon"), ObjectiveSettings(prediction="sample"),
+    ObjectiveSettings(process="edm"), ObjectiveSettings(process="flow"),
 ], ids=["v", "epsilon", "sample", "edm", "flow"])
 def test_the_export_samples_what_its_maker_samples(modules, tmp_path, objective) -> None:
     made_of = generator(modules)
     made_of.scheduler = process(objective, "cpu").scheduler()
     made_of.set_progress_bar_config(disable=True)
     save_pipeline(tmp_path / "e", made_of)
-    given = {"embedding": torch.randn(2, 16, generator=seeds(1)[0]), "labels": LABELS[:1]}
-    inside, outside = (pipeline(**given, generator=seeds(3, 4), num_inference_steps=5, output_type="latent").images
+    conditions = {"embedding": torch.randn(2, 16, generator=seeds(1)[0]), "labels": LABELS[:1]}
+    inside, outside = (pipeline(**conditions, generator=seeds(3, 4), num_inference_steps=5, output_type="latent").images
                        for pipeline in (made_of, load(tmp_path / "e")))
     assert torch.equal(inside, outside)
     assert inside.isfinite().all()

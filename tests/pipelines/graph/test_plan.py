@@ -60,7 +60,7 @@ def test_what_changes_the_images_changes_every_stage(changed, compose, override)
 
 def test_the_denoisers_settings_leave_what_is_before_it(changed, compose):
     everything = set(compose().graph)
-    for override in ("trainer.lr=0.5", "denoiser.layers=2", "condition.drop_mask=0.5", "trainer.best=val_loss",
+    for override in ("trainer.lr=0.5", "denoiser.layers=2", "condition.drop_mask=0.5", "trainer.select_by=val_loss",
                      "objective.min_snr=null", "trainer.precision=fp32"):
         assert changed(override) == everything - UPSTREAM
     assert changed("encoder.lr=0.5") == everything - {"ingest", "autoencoder"}
@@ -72,7 +72,7 @@ def test_the_denoisers_settings_leave_what_is_before_it(changed, compose):
 @pytest.mark.parametrize("override", [
     "trainer.workers=2", "trainer.zero_stage=3", "trainer.checkpoint_every=7", "trainer.keep_checkpoints=9",
     "trainer.log_every=11", "trainer.max_failures=0", "trainer.micro_batch=16", "trainer.offload=true",
-    "trainer.compile=true", "trainer.milestone_every=5", "trainer.boards=[]", "validate.images=3",
+    "trainer.compile=true", "trainer.milestone_every=5", "trainer.loggers=[]", "validate.images=3",
     "sample.actors=3", "encoder.checkpoint_seconds=1",
     "changed=redo", "name=another", "profile=demo",
 ])

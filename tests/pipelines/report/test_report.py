@@ -120,7 +120,7 @@ def test_the_page_tells_the_run(whole):
     text = text_of(page_of(whole))
     for told in ("run · Rayograph", "profile demo", "6 images of 5 patients", "part-00000.parquet, row 0",
                  "Fréchet distance 1.58", "real to real 0.277", "4.2% 1.4%", "real 0.952 0.910 0.900",
-                 "Left out: mixed has one class",
+                 "Skipped: mixed has one class",
                  "Not measured: precision, recall, density and coverage; there are only 2 images",
                  "autoencoder 12.5 1,078 73 PSNR 27.3 dB", "ingest.batch 64", "rayograph run profile=demo",
                  "2 images drawn at random from the test split", "3 images drawn at random from the corpus"):
@@ -138,8 +138,8 @@ def test_a_run_without_any_stage_still_has_a_page(stage):
     metrics = report(stage)
     assert metrics["pictures"] == 0
     text = text_of(page_of(stage))
-    assert "How to make it again" in text
-    for absent in ("Evaluation", "Pictures", "Classifiers", "Stages", "Training", "patients"):
+    assert "Reproduce this run" in text
+    for absent in ("Evaluation", "Images", "Classifiers", "Stages", "Training", "patients"):
         assert absent not in text, absent
     assert stage.folder.read_json("metrics.json") == {}
 
@@ -155,7 +155,7 @@ def test_no_classifier_is_told_with_its_reason(whole):
     write_stage(whole, "finetune", {"backbone": "scratch", "skipped": "the train split has no labels"})
     report(whole)
     text = text_of(page_of(whole))
-    assert "Left out: the train split has no labels" in text
+    assert "Skipped: the train split has no labels" in text
     assert "AUC" not in text
 
 

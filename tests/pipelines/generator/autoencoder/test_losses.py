@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pipelines.generator.autoencoder.losses import Reconstruction
-from pipelines.generator.autoencoder.model import build, set_statistics
-from pipelines.generator.settings import Autoencoder
+from pipelines.generator.autoencoder.model import new_autoencoder, set_statistics
+from pipelines.generator.settings import AutoencoderSettings
 from pipelines.generator.standalone.pixel_vae import Pixels
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 1, 32, 32), dtype=np.uint8)
@@ -14,8 +14,8 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (4, 1, 32, 32), dtype=np.uint
 
 def learner(**options) -> Reconstruction:
     torch.manual_seed(0)
-    settings = Autoencoder(channels=[8, 16, 16], **options)
-    return Reconstruction(build(settings, 32), settings)
+    settings = AutoencoderSettings(channels=[8, 16, 16], **options)
+    return Reconstruction(new_autoencoder(settings, 32), settings)
 
 
 def gradients(module: torch.nn.Module) -> float:
@@ -23,7 +23,7 @@ def gradients(module: torch.nn.Module) -> float:
 
 
 def test_the_discriminator_waits_for_its_share_of_the_training():
-    module = learner(adversarial_weight=0.5, adversarial_after=0.3)
+    module = learner(adversarial_weight=0.5, adversarial_start=0.3)
     before, after = module.loss(IMAGES, 0.2), module.loss(IMAGES, 0.3)
     assert before.keys() == {"loss", "reconstruction", "kl"}
     assert after.keys() == {"loss", "reconstruction", "kl", "generator_loss", "discriminator_loss"}
@@ -33,7 +33,7 @@ def test_each_side_of_the_game_has_gradients_of_its_own():
     """The autoencoder's are those of its part alone, and the discriminator's those of its own."""
     found = {}
     for parts in (("generator_loss",), ("discriminator_loss",), ("generator_loss", "discriminator_loss")):
-        module = learner(adversarial_weight=0.5, adversarial_after=0.0)
+        module = learner(adversarial_weight=0.5, adversarial_start=0.0)
         torch.manual_seed(1)
         posterior = module.model.encode(torch.from_numpy(IMAGES / 127.5 - 1).float()).latent_dist
         image = module.model.decode(posterior.sample()).sample

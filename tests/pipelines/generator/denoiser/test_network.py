@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipelines.generator.denoiser.network import build, training_flops
-from pipelines.generator.settings import Condition, Denoiser
+from pipelines.generator.denoiser.network import build_denoiser, training_flops
+from pipelines.generator.settings import ConditionSettings, DenoiserSettings
 from pipelines.graph.compose import load_settings
 
 SHAPES = {"embedding": (768,)}
@@ -14,7 +14,7 @@ def empty(name, latent=(4, 32, 32)):
     """The denoiser of a config group, without its weights' memory."""
     settings = load_settings("profile=demo", f"denoiser={name}")
     with torch.device("meta"):
-        return build(settings.denoiser, settings.condition, latent, SHAPES, ["a"])
+        return build_denoiser(settings.denoiser, settings.condition, latent, SHAPES, ["a"])
 
 
 @pytest.mark.parametrize(("name", "millions"), [
@@ -37,46 +37,46 @@ def test_flops_are_those_of_the_matrix_products():
 @pytest.mark.parametrize("name", ["unet-annotated", "dit-xs"])
 def test_the_work_of_an_unconditional_network_is_counted(name):
     settings = load_settings("profile=annotated", f"denoiser={name}")
-    denoiser = build(settings.denoiser, settings.condition, (1, 28, 28), SHAPES, [])
+    denoiser = build_denoiser(settings.denoiser, settings.condition, (1, 28, 28), SHAPES, [])
     assert training_flops(denoiser, (1, 28, 28)) > 1e8
 
 
 @pytest.mark.parametrize("architecture", ["unet", "dit"])
 def test_what_is_predicted_depends_on_the_condition_and_on_its_being_dropped(architecture):
-    settings = Denoiser(architecture=architecture, channels=[16, 32], attention=[False, True], norm_groups=8,
+    settings = DenoiserSettings(architecture=architecture, channels=[16, 32], attention=[False, True], norm_groups=8,
                         head_dim=8, width=32, layers=2, cross_attention_dim=16)
     torch.manual_seed(0)
-    denoiser = build(settings, Condition(), (4, 8, 8), {"embedding": (8,)}, ["a"])
+    denoiser = build_denoiser(settings, ConditionSettings(), (4, 8, 8), {"embedding": (8,)}, ["a"])
     for parameter in denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # what starts at zero would hide the rest
-    given = {"embedding": torch.randn(2, 8), "labels": torch.ones(2, 1)}
-    keep, drop = (dict.fromkeys(given, torch.tensor([value] * 2)) for value in (False, True))
+    conditions = {"embedding": torch.randn(2, 8), "labels": torch.ones(2, 1)}
+    keep, dropped = (dict.fromkeys(conditions, torch.tensor([value] * 2)) for value in (False, True))
     noisy, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0])
     with torch.no_grad():
-        plain = denoiser(noisy, timesteps, given, keep)
+        plain = denoiser(noisy, timesteps, conditions, keep)
         assert plain.shape == noisy.shape
-        assert not torch.allclose(plain, denoiser(noisy, timesteps, given, drop))
-        other = given | {"embedding": torch.randn(2, 8)}
+        assert not torch.allclose(plain, denoiser(noisy, timesteps, conditions, dropped))
+        other = conditions | {"embedding": torch.randn(2, 8)}
         assert not torch.allclose(plain, denoiser(noisy, timesteps, other, keep))
-        assert torch.equal(denoiser(noisy, timesteps, other, drop), denoiser(noisy, timesteps, given, drop))
+        assert torch.equal(denoiser(noisy, timesteps, other, dropped), denoiser(noisy, timesteps, conditions, dropped))
 
 
 def test_patches_that_do_not_fill_the_latent_are_refused():
     with pytest.raises(ValueError, match=r"denoiser.patch=2 .* 7"):
-        build(Denoiser(architecture="dit"), Condition(), (4, 7, 7), SHAPES, [])
+        build_denoiser(DenoiserSettings(architecture="dit"), ConditionSettings(), (4, 7, 7), SHAPES, [])
 
 
 @pytest.mark.parametrize("architecture", ["unet", "dit"])
 def test_activation_checkpointing_changes_no_gradient(architecture):
-    settings = Denoiser(architecture=architecture, channels=[16, 32], attention=[False, True], norm_groups=8,
+    settings = DenoiserSettings(architecture=architecture, channels=[16, 32], attention=[False, True], norm_groups=8,
                         head_dim=8, width=32, layers=2, cross_attention_dim=16)
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        denoiser = build(settings, Condition(labels=False), (4, 8, 8), {"embedding": (8,)}, [])
+        denoiser = build_denoiser(settings, ConditionSettings(labels=False), (4, 8, 8), {"embedding": (8,)}, [])
         if checkpointing:
             denoiser.network.enable_gradient_checkpointing()
-        given, drop = {"embedding": torch.ones(2, 8)}, {"embedding": torch.tensor([False, True])}
-        denoiser(torch.ones(2, 4, 8, 8), torch.tensor([3.0, 700.0]), given, drop).square().mean().backward()
+        conditions, dropped = {"embedding": torch.ones(2, 8)}, {"embedding": torch.tensor([False, True])}
+        denoiser(torch.ones(2, 4, 8, 8), torch.tensor([3.0, 700.0]), conditions, dropped).square().mean().backward()
         gradients.append([parameter.grad for parameter in denoiser.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))

@@ -10,8 +10,7 @@ from torch import nn
 
 from cluster.errors import UserError
 from pipelines.generator.denoiser.objective import Objective, process
-from pipelines.generator.settings import Condition
-from pipelines.generator.settings import Objective as Settings
+from pipelines.generator.settings import ConditionSettings, ObjectiveSettings
 from pipelines.graph.fields import check_choices
 
 LATENT = (2, 1, 1)
@@ -50,20 +49,20 @@ class Network(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2 + 48, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(),
                                     nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2))
 
-    def forward(self, noisy, timesteps, given, drop):
+    def forward(self, noisy, timesteps, conditions, dropped):
         angles = timesteps.float()[:, None] * self.frequencies
         inputs = torch.cat([noisy.flatten(1), angles.sin(), angles.cos()], 1)
         return self.layers(inputs).view(-1, *LATENT)
 
 
-def learn(settings: Settings, steps: int = 1_500, batch: int = 256) -> Network:
+def learn(settings: ObjectiveSettings, steps: int = 1_500, batch: int = 256) -> Network:
     torch.manual_seed(0)
-    network, objective = Network(), Objective(settings, Condition(), "cpu")
+    network, objective = Network(), Objective(settings, ConditionSettings(), "cpu")
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(1)
     for step in range(steps):
-        draw = objective.draw((batch, *LATENT), 0, step * batch)
+        draw = objective.draw_randomness((batch, *LATENT), 0, step * batch)
         points = mixture(batch, generator).view(-1, *LATENT)
         loss = objective.losses(network, points, {}, draw).mean()
         optimizer.zero_grad()
@@ -74,7 +73,7 @@ def learn(settings: Settings, steps: int = 1_500, batch: int = 256) -> Network:
 
 
 @torch.no_grad()
-def sample(network: Network, settings: Settings, n: int, steps: int = 50) -> torch.Tensor:
+def sample(network: Network, settings: ObjectiveSettings, n: int, steps: int = 50) -> torch.Tensor:
     """Points (n, 2), by the scheduler that an export is given."""
     scheduler = process(settings, "cpu").scheduler()
     scheduler.set_timesteps(steps)
@@ -86,13 +85,13 @@ def sample(network: Network, settings: Settings, n: int, steps: int = 50) -> tor
 
 
 CASES = {
-    "v": (Settings(), 0.05),
-    "epsilon": (Settings(prediction="epsilon", min_snr=None), 0.08),
-    "sample": (Settings(prediction="sample"), 0.1),
-    "v-logit-huber": (Settings(noise_levels="logit_normal", loss="huber"), 0.08),
-    "edm": (Settings(process="edm"), 0.06),
-    "flow": (Settings(process="flow"), 0.05),
-    "flow-uniform-l1": (Settings(process="flow", noise_levels="uniform", loss="l1"), 0.1),  # medians are no means
+    "v": (ObjectiveSettings(), 0.05),
+    "epsilon": (ObjectiveSettings(prediction="epsilon", min_snr=None), 0.08),
+    "sample": (ObjectiveSettings(prediction="sample"), 0.1),
+    "v-logit-huber": (ObjectiveSettings(noise_levels="logit_normal", loss="huber"), 0.08),
+    "edm": (ObjectiveSettings(process="edm"), 0.06),
+    "flow": (ObjectiveSettings(process="flow"), 0.05),
+    "flow-uniform-l1": (ObjectiveSettings(process="flow", noise_levels="uniform", loss="l1"), 0.1),  # not means
 }
 
 
@@ -106,82 +105,85 @@ def test_a_known_distribution_is_recovered(settings, allowed):
 
 
 def test_the_draw_of_a_step_does_not_depend_on_the_number_of_workers():
-    objective = Objective(Settings(), Condition(), "cpu")
-    whole = objective.draw((8, 4, 8, 8), 3, 640, findings=5)
-    parts = [objective.draw((8, 4, 8, 8), 3, 640, rank, 4, findings=5) for rank in range(4)]
+    objective = Objective(ObjectiveSettings(), ConditionSettings(), "cpu")
+    whole = objective.draw_randomness((8, 4, 8, 8), 3, 640, findings=5)
+    parts = [objective.draw_randomness((8, 4, 8, 8), 3, 640, rank, 4, findings=5) for rank in range(4)]
     for name in ("posterior", "noise", "level", "hidden"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
-    for name in whole.drop:
-        assert torch.equal(whole.drop[name], torch.cat([part.drop[name] for part in parts]))
-    assert not torch.equal(whole.noise, objective.draw((8, 4, 8, 8), 3, 648).noise)
+    for name in whole.dropped:
+        assert torch.equal(whole.dropped[name], torch.cat([part.dropped[name] for part in parts]))
+    assert not torch.equal(whole.noise, objective.draw_randomness((8, 4, 8, 8), 3, 648).noise)
 
 
 def test_a_tenth_of_the_images_is_seen_without_any_condition():
-    condition = Condition(drop_all=0.1, drop_embedding=0.05, drop_labels=0.2)
-    drop = Objective(Settings(), condition, "cpu").draw((20_000, 1, 1, 1), 0, 0).drop
-    both = (drop["embedding"] & drop["labels"]).float().mean()
+    condition = ConditionSettings(drop_all=0.1, drop_embedding=0.05, drop_labels=0.2)
+    dropped = Objective(ObjectiveSettings(), condition, "cpu").draw_randomness((20_000, 1, 1, 1), 0, 0).dropped
+    both = (dropped["embedding"] & dropped["labels"]).float().mean()
     assert both == pytest.approx(0.1 + 0.9 * 0.05 * 0.2, abs=0.01)
-    assert drop["embedding"].float().mean() == pytest.approx(0.1 + 0.9 * 0.05, abs=0.01)
-    assert drop["labels"].float().mean() == pytest.approx(0.1 + 0.9 * 0.2, abs=0.01)
+    assert dropped["embedding"].float().mean() == pytest.approx(0.1 + 0.9 * 0.05, abs=0.01)
+    assert dropped["labels"].float().mean() == pytest.approx(0.1 + 0.9 * 0.2, abs=0.01)
 
 
 def test_of_some_images_any_number_of_findings_is_hidden():
-    condition = Condition(hide_findings=0.5)
-    hidden = Objective(Settings(), condition, "cpu").draw((20_000, 1, 1, 1), 0, 0, findings=4).hidden
+    condition = ConditionSettings(hide_findings=0.5)
+    objective = Objective(ObjectiveSettings(), condition, "cpu")
+    hidden = objective.draw_randomness((20_000, 1, 1, 1), 0, 0, findings=4).hidden
     counts = torch.bincount(hidden.sum(1), minlength=5) / len(hidden)
     assert counts.tolist() == pytest.approx([0.5 + 0.1, 0.1, 0.1, 0.1, 0.1], abs=0.01)
-    assert Objective(Settings(), Condition(hide_findings=0), "cpu").draw((4, 1, 1, 1), 0, 0, findings=4).hidden is None
+    never = Objective(ObjectiveSettings(), ConditionSettings(hide_findings=0), "cpu")
+    assert never.draw_randomness((4, 1, 1, 1), 0, 0, findings=4).hidden is None
 
 
 def test_a_hidden_finding_is_unknown_to_the_network():
     seen = {}
 
     class Network(torch.nn.Linear):
-        def forward(self, noisy, timesteps, given, drop):
-            seen.update(given)
+        def forward(self, noisy, timesteps, conditions, dropped):
+            seen.update(conditions)
             return noisy
 
-    objective = Objective(Settings(), Condition(), "cpu")
+    objective = Objective(ObjectiveSettings(), ConditionSettings(), "cpu")
     hidden = torch.tensor([[True, False], [False, False]])
-    draw = replace(objective.draw((2, 1, 4, 4), 0, 0), hidden=hidden)
+    draw = replace(objective.draw_randomness((2, 1, 4, 4), 0, 0), hidden=hidden)
     objective.losses(Network(1, 1), torch.randn(2, 1, 4, 4), {"labels": torch.tensor([[1.0, 0.0], [1.0, 1.0]])}, draw)
     assert seen["labels"].tolist() == [[-1, 0], [1, 1]]
 
 
 def test_min_snr_leaves_the_weight_of_v_where_sampling_starts():
-    weight = process(Settings(min_snr=5.0), "cpu").weight(torch.tensor([0, 900, 999]))
+    weight = process(ObjectiveSettings(min_snr=5.0), "cpu").weight(torch.tensor([0, 900, 999]))
     assert weight[0] < 0.01
     assert weight[1:].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("settings", [settings for settings, _ in CASES.values()], ids=CASES)
 def test_a_perfect_prediction_has_no_loss(settings):
-    objective, latents = Objective(settings, Condition(), "cpu"), torch.randn(8, 4, 8, 8)
-    draw = objective.draw((8, 4, 8, 8), 0, 0)
-    task = objective.process.task(latents, draw.noise, draw.level)
+    objective, latents = Objective(settings, ConditionSettings(), "cpu"), torch.randn(8, 4, 8, 8)
+    draw = objective.draw_randomness((8, 4, 8, 8), 0, 0)
+    batch = objective.process.noise_latents(latents, draw.noise, draw.level)
 
     class Oracle(nn.Linear):
-        def forward(self, noisy, timesteps, given, drop):
-            return task.target
+        def forward(self, noisy, timesteps, conditions, dropped):
+            return batch.target
 
     losses = objective.losses(Oracle(1, 1), latents, {}, draw)
     assert losses.shape == (8,)
     assert losses.abs().max() < 1e-9
-    assert torch.isfinite(task.weight).all()
+    assert torch.isfinite(batch.weight).all()
 
 
 def test_edm_gives_and_asks_for_unit_variance_at_every_level():
     generator = torch.Generator().manual_seed(0)
     latents, noise = (torch.randn(64, 4, 16, 16, generator=generator) for _ in range(2))
-    task = process(Settings(process="edm"), "cpu").task(latents, noise, torch.linspace(0.001, 0.999, 64))
-    for values in (task.noisy, task.target):
+    levels = torch.linspace(0.001, 0.999, 64)
+    noisy_batch = process(ObjectiveSettings(process="edm"), "cpu").noise_latents(latents, noise, levels)
+    for values in (noisy_batch.noisy, noisy_batch.target):
         assert values.var((1, 2, 3)).sub(1).abs().max() < 0.2
 
 
 @pytest.mark.parametrize(("settings", "key"), [
-    (Settings(process="ddim"), "objective.process"), (Settings(loss="l3"), "objective.loss"),
-    (Settings(process="edm", noise_levels="uniform"), "objective.noise_levels"),
-    (Settings(sigma_max=1e-4), "objective.sigma_max"),
+    (ObjectiveSettings(process="ddim"), "objective.process"), (ObjectiveSettings(loss="l3"), "objective.loss"),
+    (ObjectiveSettings(process="edm", noise_levels="uniform"), "objective.noise_levels"),
+    (ObjectiveSettings(sigma_max=1e-4), "objective.sigma_max"),
 ])
 def test_what_does_not_go_together_is_named(settings, key):
     def check() -> None:

@@ -7,9 +7,9 @@ from conftest import empty
 from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.data.structures import STRUCTURES
-from pipelines.generator.latents.dataset import columns_of, held_out
-from pipelines.generator.latents.encode import Encode, Encoding, ReadImages, WriteLatents, claim, mask_planes
-from pipelines.generator.latents.spec import latent_spec, write_latents, write_spec
+from pipelines.generator.latents.dataset import columns_of, draw_val_images
+from pipelines.generator.latents.encode import EncodeImages, EncodingSpec, ReadImages, WriteLatents, claim, mask_planes
+from pipelines.generator.latents.spec import read_latent_spec, write_latents, write_spec
 from pipelines.generator.settings import CONDITIONS
 from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage
@@ -31,7 +31,7 @@ def test_latents_belong_to_the_weights_and_the_images_they_were_made_of(tiny):
     key = claim(stage)
     assert claim(stage) == key
     (stage.input("encoder") / "model").write("weights.safetensors", b"other")
-    with pytest.raises(ValueError, match="latents of other weights"):
+    with pytest.raises(ValueError, match="other network weights"):
         claim(stage)
     empty(stage.folder)
     other = claim(stage)
@@ -64,7 +64,7 @@ def test_the_spec_tells_what_all_files_hold_and_splits_have_files_of_their_own(t
     assert write_spec(folder) == {
         "images": 21, "shape": [2, 4, 4], "channel_mean": whole.mean((0, 2, 3)).round(4).tolist(),
         "channel_std": whole.std((0, 2, 3)).round(4).tolist(), "logvar": False}
-    spec = latent_spec(folder)
+    spec = read_latent_spec(folder)
     assert (spec.latent, spec.shapes, spec.labels, spec.logvar) == ((2, 4, 4), {"embedding": (3,)}, ["a", "b"], False)
     assert spec.images == {"train": 17, "val": 2, "test": 2}
     assert read_columns(folder, ["image_id"], "val")["image_id"].to_pylist() == ["id5", "id6"]
@@ -83,7 +83,7 @@ def test_validation_opens_no_file_of_train_and_draws_from_every_source(tmp_path)
     for name in folder.names():
         if name.startswith("train-"):
             folder.write(name, b"not to be opened")
-    first, again, other = (held_out(folder, latent_spec(folder), 16, seed) for seed in (0, 0, 1))
+    first, again, other = (draw_val_images(folder, read_latent_spec(folder), 16, seed) for seed in (0, 0, 1))
     assert first.image_ids.to_pylist() == again.image_ids.to_pylist() != other.image_ids.to_pylist()
     assert sum(int(one.removeprefix("id")) >= 300 for one in first.image_ids.to_pylist()) == 4
 
@@ -109,20 +109,20 @@ def test_a_mask_becomes_the_share_of_each_structure_at_each_place():
 @pytest.fixture
 def networks(tmp_path):
     """An untrained autoencoder and encoder as their stages leave them."""
-    from pipelines.generator.autoencoder.model import build
-    from pipelines.generator.settings import Autoencoder
+    from pipelines.generator.autoencoder.model import new_autoencoder
+    from pipelines.generator.settings import AutoencoderSettings
     from pipelines.generator.standalone.image_encoder import Encoder
     from pipelines.learning.weights import save_model
 
     root = Folder(str(tmp_path))
-    save_model(root / "autoencoder", build(Autoencoder(channels=[8, 16, 16]), 32))
+    save_model(root / "autoencoder", new_autoencoder(AutoencoderSettings(channels=[8, 16, 16]), 32))
     save_model(root / "encoder", Encoder(image_size=32, options={"patch_size": 8, "embed_dim": 16, "depth": 1,
                                                                  "num_heads": 2}))
     return root
 
 
 def test_patch_features_and_masks_are_kept_where_asked_for(networks):
-    from pipelines.generator.settings import Latents
+    from pipelines.generator.settings import LatentsSettings
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 32, 32), dtype=np.uint8)
@@ -133,12 +133,12 @@ def test_patch_features_and_masks_are_kept_where_asked_for(networks):
                      "structures": ["heart"] if k else None, "labels": ["Edema"], "absent": ["Mass"],
                      "split": "train"} for k, image in enumerate(images)]
     write_shard(networks / "images", 0, pa.Table.from_pylist(rows, schema=IMAGES))
-    settings = Latents(batch=2, patch_grid=2, masks=["lungs", "heart"])
-    encoding = Encoding(Encode(networks / "autoencoder", networks / "encoder", settings, True), 1)
+    settings = LatentsSettings(batch=2, patch_grid=2, masks=["lungs", "heart"])
+    encoding = EncodeImages(EncodingSpec(networks / "autoencoder", networks / "encoder", settings, True), 1)
     block = encoding(ReadImages(networks / "images", settings.masks)(pa.table({"shard": [0]})))
     WriteLatents(networks / "latents", settings.masks)(block)
     write_spec(networks / "latents")
-    columns = columns_of(latent_spec(networks / "latents"), CONDITIONS)
+    columns = columns_of(read_latent_spec(networks / "latents"), CONDITIONS)
     arrays, table = read_tensors(networks / "latents", columns, ["image_id", "labels", "absent"], "train")
     assert {name: array.shape for name, array in arrays.items()} == {
         "latent_mean": (3, 4, 8, 8), "latent_logvar": (3, 4, 8, 8), "embedding": (3, 16), "patches": (3, 4, 16),
@@ -146,7 +146,7 @@ def test_patch_features_and_masks_are_kept_where_asked_for(networks):
     assert table["image_id"].to_pylist() == ["id0", "id1", "id2"]
     assert table["labels"].to_pylist() == [["Edema"]] * 3
     assert table["absent"].to_pylist() == [["Mass"]] * 3
-    assert latent_spec(networks / "latents").structures == ["lungs", "heart"]
+    assert read_latent_spec(networks / "latents").structures == ["lungs", "heart"]
     assert (arrays["mask"][0] == -1).all()
     assert (arrays["mask"][1, 0] == -1).all()
     assert (arrays["mask"][1, 1, :4] == 1).all()

@@ -36,7 +36,7 @@ def test_every_image_is_found_in_any_order(latents):
 
 def test_no_more_is_kept_than_there_is_room_for(latents, monkeypatch):
     folder, expected = latents
-    rows = TrainRows(folder, ["embedding"], room=4_000)
+    rows = TrainRows(folder, ["embedding"], cache_bytes=4_000)
     for k in range(len(expected)):
         rows.row(k)
     kept = rows._group.cache_info()

@@ -12,12 +12,12 @@ import torch
 
 from cluster.storage import Folder
 from pipelines.data.phantom import render
-from pipelines.generator.autoencoder.model import build
-from pipelines.generator.latents.encode import Encode, Encoding, ReadImages
+from pipelines.generator.autoencoder.model import new_autoencoder
+from pipelines.generator.latents.encode import EncodeImages, EncodingSpec, ReadImages
 from pipelines.generator.latents.feed import Augment, Feed, StreamPlan
 from pipelines.generator.latents.spec import LatentSpec
-from pipelines.generator.latents.stream import StreamReader, places
-from pipelines.generator.settings import Autoencoder, Latents
+from pipelines.generator.latents.stream import StreamReader, locate
+from pipelines.generator.settings import AutoencoderSettings, LatentsSettings
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.learning.weights import save_model
 from pipelines.tables.images import png
@@ -34,7 +34,7 @@ def plan(tmp_path_factory) -> StreamPlan:
     """Of a small table of images whose shards hold two images of val each, and of untrained networks."""
     root = Folder(str(tmp_path_factory.mktemp("stream")))
     torch.manual_seed(0)
-    save_model(root / "autoencoder", build(Autoencoder(channels=[8, 16, 16]), 32))
+    save_model(root / "autoencoder", new_autoencoder(AutoencoderSettings(channels=[8, 16, 16]), 32))
     save_model(root / "encoder", Encoder(image_size=32, options={"patch_size": 8, "embed_dim": 16, "depth": 1,
                                                                  "num_heads": 2}))
     blank = dict.fromkeys(IMAGES.names)
@@ -43,7 +43,7 @@ def plan(tmp_path_factory) -> StreamPlan:
                          "labels": ["sick"] if k % 2 else [], "absent": [], "split": "val" if k in (3, 7) else "train"}
                 for k in range(ROWS)]
         write_shard(root / "images", shard, pa.Table.from_pylist(rows, schema=IMAGES))
-    encode = Encode(root / "autoencoder", root / "encoder", Latents(batch=8), False)
+    encode = EncodingSpec(root / "autoencoder", root / "encoder", LatentsSettings(batch=8), False)
     return StreamPlan(root / "images", encode, SPEC.rows, 0, 3, False, 1,
                       {"num_cpus": 0.5, "fn_constructor_args": (encode, 1)}, {"cpu": 1.0})
 
@@ -55,7 +55,8 @@ def stream(plan: StreamPlan, cursor: int, total: int, world: int) -> list[np.nda
 
     def read(rank: int) -> list[np.ndarray]:
         reader = StreamReader(plan, feed, SPEC, ["embedding"])
-        return [batch.given["embedding"].numpy() for batch in reader.batches(total, BATCH, cursor, rank, world, "cpu")]
+        batches = reader.batches(total, BATCH, cursor, rank, world, "cpu")
+        return [batch.conditions["embedding"].numpy() for batch in batches]
 
     with ThreadPoolExecutor(world) as pool:
         shares = list(pool.map(read, range(world)))
@@ -68,7 +69,7 @@ def stream(plan: StreamPlan, cursor: int, total: int, world: int) -> list[np.nda
 def test_batches_are_a_function_of_seed_and_cursor_for_any_number_of_workers(plan):
     total = 3 * SPEC.images["train"] // BATCH * BATCH  # over two epochs
     expected = {}
-    encoding = Encoding(plan.encode, 1)
+    encoding = EncodeImages(plan.encode, 1)
     for shard in range(SHARDS):
         block = encoding(ReadImages(plan.images, [], "train")(pa.table({"shard": [shard]})))
         embeddings = block["embedding"].combine_chunks().to_numpy_ndarray()
@@ -118,10 +119,10 @@ def test_every_epoch_sees_every_image_once_and_shares_lie_in_few_shards():
 
     order = WindowedOrder((50,) * 40, 3, 8)
     seen = [place for start in range(0, 4000, 400)
-            for place in zip(*(found.tolist() for found in places(order, start, start + 400)), strict=True)]
+            for place in zip(*(found.tolist() for found in locate(order, start, start + 400)), strict=True)]
     assert len(set(seen)) == 4000
     assert {(shard, row) for _, shard, row in seen[:2000]} == {(s, r) for s in range(40) for r in range(50)}
-    _, shards, _ = places(WindowedOrder((50,) * 40, 3, 8), 0, 400)
+    _, shards, _ = locate(WindowedOrder((50,) * 40, 3, 8), 0, 400)
     assert max(len(set(shards[rank * 50 : rank * 50 + 50])) for rank in range(8)) <= 3
 
 

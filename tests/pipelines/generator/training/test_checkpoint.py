@@ -7,24 +7,24 @@ import torch
 
 from cluster import scratch
 from cluster.storage import Folder
-from pipelines.generator.settings import Trainer
+from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training import checkpoint
 from pipelines.generator.training.ray_train import SNAPSHOT, WORST, earlier_checkpoint
 from pipelines.generator.training.stage import best_average, best_checkpoint
-from pipelines.generator.training.validate import append, of
+from pipelines.generator.training.validate import append_validation, validation_at
 
 
 @pytest.fixture
 def checkpoints(tmp_path):
     for images in (64, 128):
         state = {part: {"w": torch.full((1000,), float(images))} for part in ("model", "ema")}
-        checkpoint.save(tmp_path / checkpoint.name(images), state, checkpoint.Cursor(images, images // 32, "print",
-                                                                                           {"cur_scale": 2.0}))
+        cursor = checkpoint.Cursor(images, images // 32, "print", {"cur_scale": 2.0})
+        checkpoint.save(tmp_path / checkpoint.directory_name(images), state, cursor)
     return Folder(str(tmp_path))
 
 
 def test_a_checkpoint_is_read_as_it_was_saved(checkpoints, tmp_path):
-    state, cursor = checkpoint.load(tmp_path / checkpoint.name(128), "print")
+    state, cursor = checkpoint.load(tmp_path / checkpoint.directory_name(128), "print")
     assert cursor == checkpoint.Cursor(128, 4, "print", {"cur_scale": 2.0})
     assert state.keys() == {"model", "ema"}
     assert (state["ema"]["w"] == 128).all()
@@ -32,7 +32,7 @@ def test_a_checkpoint_is_read_as_it_was_saved(checkpoints, tmp_path):
 
 def test_a_checkpoint_of_another_training_is_refused(checkpoints, tmp_path):
     with pytest.raises(ValueError, match="other settings"):
-        checkpoint.load(tmp_path / checkpoint.name(128), "another")
+        checkpoint.load(tmp_path / checkpoint.directory_name(128), "another")
 
 
 def test_what_a_killed_attempt_left_aside_is_swept_and_what_others_write_stays(checkpoints, tmp_path, monkeypatch):
@@ -44,18 +44,18 @@ def test_what_a_killed_attempt_left_aside_is_swept_and_what_others_write_stays(c
 
 
 def test_the_newest_whole_checkpoint_is_found(checkpoints, tmp_path):
-    assert checkpoint.newest_whole(checkpoints).uri.endswith(checkpoint.name(128))
-    cut = tmp_path / checkpoint.name(128) / "ema.safetensors"
+    assert checkpoint.latest_complete(checkpoints).uri.endswith(checkpoint.directory_name(128))
+    cut = tmp_path / checkpoint.directory_name(128) / "ema.safetensors"
     cut.write_bytes(cut.read_bytes()[:-1])
-    assert checkpoint.newest_whole(checkpoints).uri.endswith(checkpoint.name(64))
-    (tmp_path / checkpoint.name(64) / "model.safetensors").unlink()
-    assert checkpoint.newest_whole(checkpoints) is None
+    assert checkpoint.latest_complete(checkpoints).uri.endswith(checkpoint.directory_name(64))
+    (tmp_path / checkpoint.directory_name(64) / "model.safetensors").unlink()
+    assert checkpoint.latest_complete(checkpoints) is None
 
 
 @pytest.mark.parametrize("uploaded", [b"", b'{"images": 12'])
 def test_a_checkpoint_whose_state_is_not_yet_there_is_not_whole(checkpoints, tmp_path, uploaded):
-    (tmp_path / checkpoint.name(128) / checkpoint.STATE).write_bytes(uploaded)
-    assert checkpoint.newest_whole(checkpoints).uri.endswith(checkpoint.name(64))
+    (tmp_path / checkpoint.directory_name(128) / checkpoint.STATE).write_bytes(uploaded)
+    assert checkpoint.latest_complete(checkpoints).uri.endswith(checkpoint.directory_name(64))
 
 
 def test_rays_own_list_is_believed_where_it_is_whole(checkpoints, tmp_path):
@@ -68,38 +68,40 @@ def test_rays_own_list_is_believed_where_it_is_whole(checkpoints, tmp_path):
 def test_half_of_rays_list_is_removed_and_the_newest_whole_checkpoint_taken(checkpoints, tmp_path, left):
     if left is not None:
         (tmp_path / SNAPSHOT).write_text(left)
-    assert earlier_checkpoint(checkpoints).uri.endswith(checkpoint.name(128))
+    assert earlier_checkpoint(checkpoints).uri.endswith(checkpoint.directory_name(128))
     assert not (tmp_path / SNAPSHOT).exists()
 
 
 def test_the_best_of_the_checkpoints_that_are_left_is_found(tmp_path):
     folder = Folder(str(tmp_path))
     for images in (128, 192):
-        checkpoint.save(tmp_path / "checkpoints" / checkpoint.name(images), {}, checkpoint.Cursor(images, 1, ""))
+        name = checkpoint.directory_name(images)
+        checkpoint.save(tmp_path / "checkpoints" / name, {}, checkpoint.Cursor(images, 1, ""))
     for images, loss in ((64, 0.1), (128, 0.2), (192, 0.3)):
-        append(folder, {"images": images, "val_loss": loss})
-    assert best_checkpoint(folder, Trainer(images=1)) is None
-    assert best_checkpoint(folder, Trainer(images=1, best="val_loss")).uri.endswith(checkpoint.name(128))
-    assert best_checkpoint(folder, Trainer(images=1, best="val_frechet")) is None
+        append_validation(folder, {"images": images, "val_loss": loss})
+    assert best_checkpoint(folder, TrainerSettings(images=1)) is None
+    best = best_checkpoint(folder, TrainerSettings(images=1, select_by="val_loss"))
+    assert best.uri.endswith(checkpoint.directory_name(128))
+    assert best_checkpoint(folder, TrainerSettings(images=1, select_by="val_frechet")) is None
 
 
 def test_what_was_measured_of_a_checkpoint_that_was_made_again_is_replaced(tmp_path):
     folder = Folder(str(tmp_path))
     for images, loss in ((64, 0.1), (128, 0.2), (64, 0.3)):
-        append(folder, {"images": images, "val_loss": loss})
-    assert of(folder, 64) == {"images": 64, "val_loss": 0.3}
-    assert of(folder, 128) == {}
+        append_validation(folder, {"images": images, "val_loss": loss})
+    assert validation_at(folder, 64) == {"images": 64, "val_loss": 0.3}
+    assert validation_at(folder, 128) == {}
 
 
 def test_the_average_with_the_least_validation_loss_is_chosen():
     halflives = [500, 50]
-    trainer = Trainer(images=1, ema_halflife_images=halflives)
+    trainer = TrainerSettings(images=1, ema_halflife_images=halflives)
     second = {"val_loss": 0.2, "val_loss_ema-50": 0.1, "val_frechet": 9.0}
     assert best_average(trainer, second) == ("ema-50", {"val_loss": 0.1})  # the distance is the first's
     first = {"val_loss": 0.1, "val_loss_ema-50": 0.2, "val_frechet": 9.0}
     assert best_average(trainer, first) == ("ema-500", {"val_loss": 0.1, "val_frechet": 9.0})
     assert best_average(trainer, {}) == ("ema-500", {})
-    chosen = Trainer(images=1, ema_halflife_images=halflives, best="val_frechet")
+    chosen = TrainerSettings(images=1, ema_halflife_images=halflives, select_by="val_frechet")
     assert best_average(chosen, second) == ("ema-500", {"val_loss": 0.2, "val_frechet": 9.0})
 
 

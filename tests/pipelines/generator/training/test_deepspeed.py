@@ -8,7 +8,7 @@ import pytest
 import torch
 from distributed import run
 
-from pipelines.generator.settings import Condition, Denoiser, Objective, Trainer
+from pipelines.generator.settings import ConditionSettings, DenoiserSettings, ObjectiveSettings, TrainerSettings
 from pipelines.generator.training import checkpoint
 
 pytestmark = pytest.mark.ray
@@ -17,20 +17,22 @@ BATCH, LATENT, WIDTH, LABELS, RATE = 16, (4, 8, 8), 8, ["a", "b"], 1e-3
 HALFLIVES = [64, 16]
 
 
-def build():
-    from pipelines.generator.denoiser.network import build as build_denoiser
+def make_denoiser():
+    from pipelines.generator.denoiser.network import build_denoiser
 
     torch.manual_seed(0)
-    settings = Denoiser(channels=[16, 32], attention=[False, True], norm_groups=8, head_dim=8, cross_attention_dim=16)
-    return build_denoiser(settings, Condition(), LATENT, {"embedding": (WIDTH,)}, LABELS)
+    settings = DenoiserSettings(channels=[16, 32], attention=[False, True], norm_groups=8, head_dim=8,
+                                cross_attention_dim=16)
+    return build_denoiser(settings, ConditionSettings(), LATENT, {"embedding": (WIDTH,)}, LABELS)
 
 
 def make_engine(module, stage, world, **options):
-    from pipelines.generator.training.deepspeed import Engine
+    from pipelines.generator.training.deepspeed import DeepSpeedTrainer
 
     settings = {"precision": "fp32", **options}
-    return Engine(module, Trainer(images=1, batch=BATCH, workers=world, zero_stage=stage, zero3_persistence=0,
-                                  ema_halflife_images=HALFLIVES, **settings), world)
+    return DeepSpeedTrainer(module, TrainerSettings(images=1, batch=BATCH, workers=world, zero_stage=stage,
+                                                    zero3_persistence=0, ema_halflife_images=HALFLIVES, **settings),
+                            world)
 
 
 def losses(engine, start, stop, rank, world, passes=1, poison=None, taken=None):
@@ -40,22 +42,22 @@ def losses(engine, start, stop, rank, world, passes=1, poison=None, taken=None):
         poison: "loss" makes a loss, "gradient" the gradient alone, no finite number, both on the last worker.
         taken: a list that is told of each step whether it was taken.
     """
-    from pipelines.generator.denoiser.objective import Objective as Diffusion
-    from pipelines.generator.training.metrics import finite_everywhere
+    from pipelines.generator.denoiser.objective import Objective
+    from pipelines.generator.training.interval_log import finite_everywhere
 
     data = torch.Generator().manual_seed(1)
     latents, embedding = torch.randn(BATCH, *LATENT, generator=data), torch.randn(BATCH, WIDTH, generator=data)
     if poison == "loss":
         latents[-1] = math.nan
-    given = {"embedding": embedding, "labels": torch.zeros(BATCH, len(LABELS))}
+    conditions = {"embedding": embedding, "labels": torch.zeros(BATCH, len(LABELS))}
     share = range(rank * BATCH // world, (rank + 1) * BATCH // world)
-    objective, found = Diffusion(Objective(), Condition(), "cpu"), []
+    objective, found = Objective(ObjectiveSettings(), ConditionSettings(), "cpu"), []
     for step in range(start, stop):
-        draw, total = objective.draw((BATCH, *LATENT), 0, step * BATCH, rank, world), torch.zeros(())
+        draw, total = objective.draw_randomness((BATCH, *LATENT), 0, step * BATCH, rank, world), torch.zeros(())
         for k in range(passes):
             part = slice(k * len(share) // passes, (k + 1) * len(share) // passes)
             rows = list(share[part])
-            values = objective.losses(engine.module, latents[rows], {n: v[rows] for n, v in given.items()},
+            values = objective.losses(engine.model, latents[rows], {n: v[rows] for n, v in conditions.items()},
                                       draw.rows(part))
             loss = values.sum() * world / BATCH
             if poison == "gradient" and rank == world - 1:
@@ -93,7 +95,7 @@ def average(weights, halflife):
 
 def whole_life(rank, world, stage, options):
     """Losses of 6 steps unbroken, of 3 and a resume, and in several passes; averages; what a bad batch changes."""
-    engine = make_engine(build(), stage, world, **options)
+    engine = make_engine(make_denoiser(), stage, world, **options)
     weights, unbroken = [state_everywhere(engine)["model"]], []
     for step in range(3):
         unbroken += losses(engine, step, step + 1, rank, world)
@@ -108,7 +110,7 @@ def whole_life(rank, world, stage, options):
         losses(engine, 6, 7, rank, world, poison=kind, taken=taken)
     kept = {part: tensors for part, tensors in before.items() if not part.startswith("ema")}  # averages go on
     untouched = same(kept, {part: tensors for part, tensors in state_everywhere(engine).items() if part in kept})
-    module = build()
+    module = make_denoiser()
     module.load_state_dict(state["model"])
     resumed = make_engine(module, stage, world, **options)
     resumed.load(state, 3, scaler)
@@ -116,7 +118,8 @@ def whole_life(rank, world, stage, options):
         "unbroken": unbroken,
         "restored": same(state, state_everywhere(resumed)),
         "resumed": losses(resumed, 3, 6, rank, world),
-        "in_passes": losses(make_engine(build(), stage, world, **options, micro_batch=3), 0, 3, rank, world, passes=3),
+        "in_passes": losses(make_engine(make_denoiser(), stage, world, **options, micro_batch=3), 0, 3, rank, world,
+                            passes=3),
         "average_gap": max(gaps),
         "skipped": taken == [False, False] and untouched and engine.steps() == steps,
         "elements": {part: sum(t.numel() for t in tensors.values()) for part, tensors in state.items()},
@@ -135,7 +138,7 @@ def check(found, reference, tolerance):
     assert found["skipped"]
     assert found["in_passes"] == pytest.approx(found["unbroken"][:3], rel=tolerance)
     assert found["average_gap"] < 1e-6
-    parameters = sum(p.numel() for p in build().parameters())
+    parameters = sum(p.numel() for p in make_denoiser().parameters())
     parts = ("model", *(f"ema-{halflife}" for halflife in HALFLIVES), "exp_avg", "exp_avg_sq")
     assert found["elements"] == dict.fromkeys(parts, parameters)
 
@@ -179,7 +182,7 @@ def test_every_stage_of_two_workers_trains_alike_and_resumes_exactly(reference, 
 
 def part_of_it(rank, world, stage, folder, start, stop):
     """Losses of the steps [start, stop), from the checkpoint at `start` to one at `stop`."""
-    module, state = build(), {}
+    module, state = make_denoiser(), {}
     if start:
         state, cursor = checkpoint.load(folder / str(start), "a fingerprint")
         module.load_state_dict(state["model"])

@@ -35,33 +35,33 @@ def make_table(folder, poisoned=()):
         name: random.normal(size=(IMAGES, *shape)).astype(np.float16)
         for name, shape in {"embedding": (WIDTH,), "patches": (4, WIDTH), "mask": (2, *LATENT[1:])}.items()}
     columns = {name: pa.FixedShapeTensorArray.from_numpy_ndarray(value) for name, value in tensors.items()}
-    told = {"image_id": [f"image-{k}" for k in range(IMAGES)], "patient_id": ["p"] * IMAGES,
-            "labels": [["sick"] if k % 3 else [] for k in range(IMAGES)],
-            "absent": [[] if k % 3 else ["sick"] for k in range(IMAGES)], "split": ["train"] * IMAGES,
-            "source": ["s"] * IMAGES}
+    metadata = {"image_id": [f"image-{k}" for k in range(IMAGES)], "patient_id": ["p"] * IMAGES,
+                "labels": [["sick"] if k % 3 else [] for k in range(IMAGES)],
+                "absent": [[] if k % 3 else ["sick"] for k in range(IMAGES)], "split": ["train"] * IMAGES,
+                "source": ["s"] * IMAGES}
     schema, latents = latents_schema(LATENT, WIDTH, 4, ["lungs", "heart"]), Folder(str(folder / "latents"))
-    write_latents(latents, 0, pa.table({name: (columns | told)[name] for name in schema.names}, schema=schema))
+    write_latents(latents, 0, pa.table({name: (columns | metadata)[name] for name in schema.names}, schema=schema))
     write_spec(latents)
 
 
-def learn_in(rank, world, folder, name, steps, options=(), leaving=lambda: False):
+def train_in(rank, world, folder, name, steps, options=(), is_preempted=lambda: False):
     """Train in `folder`/`name` from its newest checkpoint on; every worker writes down the images it was given."""
     from conftest import TINY
 
     from pipelines.generator.latents.dataset import CachedReader
-    from pipelines.generator.latents.spec import latent_spec
-    from pipelines.generator.training.loop import Job, learn
+    from pipelines.generator.latents.spec import read_latent_spec
+    from pipelines.generator.training.loop import TrainingSpec, run_training_loop
     from pipelines.graph.compose import load_settings
 
     settings = load_settings(*TINY, f"trainer.images={steps * BATCH}", f"trainer.batch={BATCH}", "name=run",
                              f"trainer.workers={world}", f"trainer.log_every={5 * BATCH}", "trainer.zero_stage=2",
                              f"trainer.checkpoint_every={10 * BATCH}", "trainer.precision=fp32", *options)
     out = Folder(str(folder / name))
-    job = Job(settings, "a fingerprint", out, Folder(str(folder / "latents")), None, [0.0] * 4, [1.0] * 4)
-    newest = checkpoint.newest_whole(out / "checkpoints")
+    spec = TrainingSpec(settings, "a fingerprint", out, Folder(str(folder / "latents")), None, [0.0] * 4, [1.0] * 4)
+    newest = checkpoint.latest_complete(out / "checkpoints")
     state, cursor = checkpoint.load(Path(newest.path), "a fingerprint") if newest else ({}, checkpoint.Cursor(0, 0, ""))
 
-    class Telling(CachedReader):
+    class RecordingReader(CachedReader):
         def batches(self, *arguments):
             for batch in super().batches(*arguments):
                 b = len(batch)
@@ -73,11 +73,11 @@ def learn_in(rank, world, folder, name, steps, options=(), leaving=lambda: False
     def save(engine, cursor, since):
         state = engine.state()
         if rank == 0:
-            checkpoint.save(folder / name / "checkpoints" / checkpoint.name(cursor.images), state, cursor)
+            checkpoint.save(folder / name / "checkpoints" / checkpoint.directory_name(cursor.images), state, cursor)
 
-    spec = latent_spec(job.latents)
-    reader = Telling(job.latents, spec, settings.seed, settings.condition.used)
-    return learn(job, spec, reader, rank, world, state, cursor, save, leaving)
+    latent_spec = read_latent_spec(spec.latents)
+    reader = RecordingReader(spec.latents, latent_spec, settings.seed, settings.condition.used)
+    return run_training_loop(spec, latent_spec, reader, rank, world, state, cursor, save, is_preempted)
 
 
 def seen(folder, name, world):
@@ -95,7 +95,7 @@ def unbroken(tmp_path_factory):
     """Folder of a training by one worker that nothing broke off."""
     folder = tmp_path_factory.mktemp("unbroken")
     make_table(folder)
-    run(1, learn_in, folder, "unbroken", STEPS, ["trainer.profile_steps=2"])
+    run(1, train_in, folder, "unbroken", STEPS, ["trainer.profile_steps=2"])
     return folder
 
 
@@ -119,17 +119,18 @@ def learn_each(rank, world, folder):
     """
     from conftest import TINY
 
-    from pipelines.generator.latents.spec import latent_spec
-    from pipelines.generator.training.loop import Job
+    from pipelines.generator.latents.spec import read_latent_spec
+    from pipelines.generator.training.loop import TrainingSpec
     from pipelines.graph.compose import load_settings
 
     still = {}
     for kind, options in KINDS.items():
-        assert learn_in(rank, world, folder, kind, 10, [*options, "trainer.warmup_images=0"]) is None
-        job = Job(load_settings(*TINY, *options), "", Folder(""), Folder(str(folder / "latents")), None, [0.0] * 4,
-                  [1.0] * 4)
-        fresh = job.denoiser(latent_spec(job.latents)).state_dict()
-        learnt = checkpoint.load(folder / kind / "checkpoints" / checkpoint.name(10 * BATCH), "a fingerprint")[0]
+        assert train_in(rank, world, folder, kind, 10, [*options, "trainer.warmup_images=0"]) is None
+        spec = TrainingSpec(load_settings(*TINY, *options), "", Folder(""), Folder(str(folder / "latents")), None,
+                            [0.0] * 4, [1.0] * 4)
+        fresh = spec.denoiser(read_latent_spec(spec.latents)).state_dict()
+        name = checkpoint.directory_name(10 * BATCH)
+        learnt = checkpoint.load(folder / kind / "checkpoints" / name, "a fingerprint")[0]
         still[kind] = [name for name, value in learnt["model"].items() if torch.equal(value, fresh[name])
                        and not (kind in ("unconditional", "labels") and name.endswith("0.norm2.weight"))]
     return still
@@ -155,20 +156,21 @@ def held_out(rank, world, folder):
     from conftest import TINY
 
     from pipelines.generator.latents.dataset import CachedReader
-    from pipelines.generator.latents.spec import latent_spec
+    from pipelines.generator.latents.spec import read_latent_spec
     from pipelines.generator.settings import CONDITIONS
-    from pipelines.generator.training.loop import Job
+    from pipelines.generator.training.loop import TrainingSpec
     from pipelines.generator.training.validate import held_out_losses
     from pipelines.graph.compose import load_settings
 
-    job = Job(load_settings(*TINY, "validate.images=40"), "", Folder(""), Folder(str(folder / "latents")), None,
-              [0.0] * 4, [1.0] * 4)
-    spec = latent_spec(job.latents)
-    reader, denoiser = CachedReader(job.latents, spec, 0, CONDITIONS).encoded, job.denoiser(spec).eval()
-    losses = [held_out_losses(job, denoiser, reader)[0]]
-    last = checkpoint.load(folder / "unbroken" / "checkpoints" / checkpoint.name(STEPS * BATCH), "a fingerprint")[0]
+    spec = TrainingSpec(load_settings(*TINY, "validate.images=40"), "", Folder(""), Folder(str(folder / "latents")),
+                        None, [0.0] * 4, [1.0] * 4)
+    latent_spec = read_latent_spec(spec.latents)
+    reader, denoiser = CachedReader(spec.latents, latent_spec, 0, CONDITIONS).encoded, spec.denoiser(latent_spec).eval()
+    losses = [held_out_losses(spec, denoiser, reader)[0]]
+    name = checkpoint.directory_name(STEPS * BATCH)
+    last = checkpoint.load(folder / "unbroken" / "checkpoints" / name, "a fingerprint")[0]
     denoiser.load_state_dict(last["model"])
-    return [loss.numpy() for loss in [*losses, *(held_out_losses(job, denoiser, reader)[0] for _ in range(2))]]
+    return [loss.numpy() for loss in [*losses, *(held_out_losses(spec, denoiser, reader)[0] for _ in range(2))]]
 
 
 def test_the_loss_at_fixed_noise_repeats_and_falls_with_training(unbroken):
@@ -181,8 +183,8 @@ def test_the_loss_at_fixed_noise_repeats_and_falls_with_training(unbroken):
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_hundred_steps_are_fifty_a_kill_and_fifty(unbroken, tmp_path, world):
     make_table(tmp_path)
-    children, _results = start(world, learn_in, tmp_path, "broken", STEPS)
-    half = tmp_path / "broken" / "checkpoints" / checkpoint.name(50 * BATCH)
+    children, _results = start(world, train_in, tmp_path, "broken", STEPS)
+    half = tmp_path / "broken" / "checkpoints" / checkpoint.directory_name(50 * BATCH)
     deadline = time.monotonic() + 200
     while not (half / checkpoint.STATE).exists():
         assert time.monotonic() < deadline
@@ -190,7 +192,7 @@ def test_a_hundred_steps_are_fifty_a_kill_and_fifty(unbroken, tmp_path, world):
         time.sleep(0.002)
     for child in children:
         os.kill(child.pid, signal.SIGKILL)
-    run(world, learn_in, tmp_path, "broken", STEPS)
+    run(world, train_in, tmp_path, "broken", STEPS)
 
     found, expected = seen(tmp_path, "broken", world), seen(unbroken, "unbroken", 1)
     assert {begin: [*images, *found.get((begin, 1), [])] for (begin, rank), images in found.items() if rank == 0} \
@@ -203,7 +205,7 @@ def test_a_hundred_steps_are_fifty_a_kill_and_fifty(unbroken, tmp_path, world):
     one, other = read_journal(Folder(str(unbroken / "unbroken"))), read_journal(Folder(str(tmp_path / "broken")))
     assert [entry["images"] for entry in one] == [entry["images"] for entry in other]
     assert [entry["loss"] for entry in one] == pytest.approx([entry["loss"] for entry in other], rel=1e-4)
-    last = checkpoint.name(STEPS * BATCH)
+    last = checkpoint.directory_name(STEPS * BATCH)
     first, second = (checkpoint.load(folder / "checkpoints" / last, "a fingerprint")[0]
                      for folder in (unbroken / "unbroken", tmp_path / "broken"))
     for part, tensors in first.items():
@@ -222,7 +224,8 @@ def test_poisoned_batches_are_skipped_counted_and_end_the_training_with_their_id
     entries = read_journal(Folder(str(tmp_path / "some")))
     assert entries[-1]["skipped"] == 2
     assert all(math.isfinite(entry["loss"]) for entry in entries)
-    state, cursor = checkpoint.load(tmp_path / "some/checkpoints" / checkpoint.name(2 * IMAGES), "a fingerprint")
+    name = checkpoint.directory_name(2 * IMAGES)
+    state, cursor = checkpoint.load(tmp_path / "some/checkpoints" / name, "a fingerprint")
     assert cursor.steps == 2 * IMAGES // BATCH - 2
     assert all(value.isfinite().all() for tensors in state.values() for value in tensors.values())
     assert "in 1 batches" in again
@@ -233,22 +236,22 @@ def test_poisoned_batches_are_skipped_counted_and_end_the_training_with_their_id
 def three_times(rank, world, folder):
     """Why training stops where two bad batches are allowed, and where none is; and, in the same process, at which steps
     a checkpoint is written where the node is to be taken away."""
-    some = learn_in(rank, world, folder, "some", 10, ["trainer.max_skipped=2"])
-    none = learn_in(rank, world, folder, "none", 10, ["trainer.max_skipped=0"])
-    learn_in(rank, world, folder, "left", 10, leaving=lambda: True)
+    some = train_in(rank, world, folder, "some", 10, ["trainer.max_skipped_batches=2"])
+    none = train_in(rank, world, folder, "none", 10, ["trainer.max_skipped_batches=0"])
+    train_in(rank, world, folder, "left", 10, is_preempted=lambda: True)
     names = Folder(str(folder / "left" / "checkpoints")).names()
-    return some, none, [checkpoint.images_of(name) // BATCH for name in names]
+    return some, none, [checkpoint.images_seen(name) // BATCH for name in names]
 
 
 def read_shared(rank, world, folder):
     """The table as this worker has it, and what of it lies in files of the cache."""
     from pipelines.generator.latents.dataset import CachedReader
-    from pipelines.generator.latents.spec import latent_spec
+    from pipelines.generator.latents.spec import read_latent_spec
 
     latents = Folder(str(folder / "latents"))
-    read = CachedReader(latents, latent_spec(latents), 0, ["embedding"], folder / "node" / "cache").encoded
+    read = CachedReader(latents, read_latent_spec(latents), 0, ["embedding"], folder / "node" / "cache").encoded
     mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "node/cache" in line]
-    return read.mean[:], read.given["embedding"][:], read.given["labels"], len(mapped)
+    return read.mean[:], read.conditions["embedding"][:], read.conditions["labels"], len(mapped)
 
 
 def test_the_workers_of_a_node_hold_the_latents_once_and_the_next_ones_find_them(tmp_path):

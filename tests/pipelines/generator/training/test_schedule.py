@@ -2,12 +2,12 @@
 
 import pytest
 
-from pipelines.generator.settings import Trainer
-from pipelines.learning.schedule import learning_rate
+from pipelines.generator.settings import TrainerSettings
+from pipelines.generator.training.schedule import learning_rate
 
 
 def rates(**options):
-    settings = Trainer(images=1_000, lr=2.0, warmup_images=100, final_lr_fraction=0.1, **options)
+    settings = TrainerSettings(images=1_000, lr=2.0, warmup_images=100, final_lr_fraction=0.1, **options)
     return [learning_rate(settings, seen) for seen in (0, 50, 100, 550, 1_000)]
 
 
@@ -26,5 +26,5 @@ def test_inverse_sqrt_falls_with_the_root_of_the_images_once_it_begins():
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "inverse_sqrt"])
 def test_no_warm_up_starts_at_the_full_rate(schedule):
-    settings = Trainer(images=1_000, lr=2.0, warmup_images=0, schedule=schedule)
+    settings = TrainerSettings(images=1_000, lr=2.0, warmup_images=0, schedule=schedule)
     assert learning_rate(settings, 0) == 2.0

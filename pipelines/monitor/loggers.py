@@ -1,6 +1,6 @@
-"""Where else than in metrics.jsonl figures are shown: TensorBoard by default, others by `trainer.boards`.
+"""Loggers besides metrics.jsonl: TensorBoard by default, others by `trainer.loggers`.
 
-wandb, MLflow and trackio find their servers, projects and keys in their own environment variables.
+wandb, MLflow and trackio read their servers, projects and keys from their own environment variables.
 """
 
 from __future__ import annotations
@@ -13,22 +13,24 @@ from cluster.errors import UserError
 from cluster.storage import Folder
 
 
-class Board(Protocol):
+class MetricLogger(Protocol):
+    """Logs metrics by the number of images seen."""
+
     def log(self, images: int, values: dict[str, float]) -> None: ...
     def close(self) -> None: ...
 
 
-def open_boards(names: Sequence[str], folder: Folder) -> list[Board]:
-    """Raises UserError when the package of one is not installed.  TensorBoard needs a local folder."""
-    kinds: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": Tracker, "trackio": Tracker, "mlflow": MLflow}
-    return [kinds[name](name, folder) for name in names if name != "tensorboard" or folder.is_local]
+def open_loggers(names: Sequence[str], folder: Folder) -> list[MetricLogger]:
+    """The loggers of these names; TensorBoard only for a local folder.  Raises UserError if a package is missing."""
+    classes: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": Tracker, "trackio": Tracker, "mlflow": MLflow}
+    return [classes[name](name, folder) for name in names if name != "tensorboard" or folder.is_local]
 
 
 def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"trainer.boards={name}: it is not installed (pip install {name})") from error
+        raise UserError(f"trainer.loggers={name}: the package is not installed (pip install {name})") from error
 
 
 class TensorBoard:
@@ -46,14 +48,14 @@ class TensorBoard:
 
 
 class Tracker:
-    """wandb, and trackio, which has its interface."""
+    """wandb, and trackio, which has the same interface."""
 
     def __init__(self, name: str, folder: Folder) -> None:
         package = _package(name)
         options = {"dir": folder.uri} if name == "wandb" and folder.is_local else {}
         self._run = package.init(project="rayograph", name=_title(folder), **options)
         self._finish = package.finish
-        if name == "wandb":  # validation comes late, and wandb's own steps only grow
+        if name == "wandb":  # validation is logged late, and wandb requires its own step to increase
             self._run.define_metric("*", step_metric="images")
 
     def log(self, images: int, values: dict[str, float]) -> None:
@@ -77,5 +79,5 @@ class MLflow:
 
 
 def _title(folder: Folder) -> str:
-    """Name and stage of a run."""
+    """RUN/STAGE, the title of a run."""
     return "/".join(folder.uri.split("/")[-2:])

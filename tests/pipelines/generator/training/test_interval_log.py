@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cluster.storage import Folder
-from pipelines.generator.training import metrics as meter
-from pipelines.generator.training.metrics import Meter, finite_everywhere
+from pipelines.generator.training import interval_log as log
+from pipelines.generator.training.interval_log import IntervalLogger, finite_everywhere
 from pipelines.monitor.journal import Journal, read_journal
 
 NORMS = {"grad_norm": 1.0, "weight_norm": 2.0, "ema_distance": 0.1}
@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 
 def test_losses_are_told_by_noise_level_and_bad_ones_left_out(folder):
-    found = Meter(Journal(folder), 1, flops=10**9, total=1_000, device="cpu")
+    found = IntervalLogger(Journal(folder), 1, flops=10**9, total=1_000, device="cpu")
     found.add(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.1, 0.2, 0.9]), 3)
     found.add(torch.tensor([float("nan"), 7.0]), torch.tensor([0.3, 0.99]), 2)
     found.write(5, waited=0.0, norms=NORMS, lr=0.5)
@@ -35,10 +35,10 @@ def test_losses_are_told_by_noise_level_and_bad_ones_left_out(folder):
 
 
 def test_an_interval_starts_anew(folder):
-    found = Meter(Journal(folder), 1, 1, 100, "cpu")
+    found = IntervalLogger(Journal(folder), 1, 1, 100, "cpu")
     found.add(torch.tensor([1.0]), torch.tensor([0.5]), 1)
     found.write(1, waited=0.0, norms=NORMS)
-    found.stalled = 0.25
+    found.checkpoint_stall_seconds = 0.25
     found.add(torch.tensor([3.0]), torch.tensor([0.5]), 1)
     found.write(2, waited=0.0, norms=NORMS | {"ema_distance": 0.2})
     first, second = read_journal(folder)
@@ -47,7 +47,7 @@ def test_an_interval_starts_anew(folder):
 
 
 def test_an_average_that_does_not_move_is_told(folder):
-    found = Meter(Journal(folder), 1, 1, 100, "cpu")
+    found = IntervalLogger(Journal(folder), 1, 1, 100, "cpu")
     for seen, distance in enumerate((0.1, 0.2, 0.2, 0.3), 1):
         found.add(torch.tensor([1.0]), torch.tensor([0.5]), 1)
         found.write(seen, waited=0.0, norms=NORMS | {"ema_distance": distance})
@@ -55,7 +55,7 @@ def test_an_average_that_does_not_move_is_told(folder):
 
 
 def test_what_is_no_number_is_left_out_so_that_every_line_is_json(folder):
-    found = Meter(Journal(folder), 1, 1, 100, "cpu")
+    found = IntervalLogger(Journal(folder), 1, 1, 100, "cpu")
     found.add(torch.tensor([1.0]), torch.tensor([0.5]), 1)
     found.write(1, waited=0.0, norms=NORMS | {"grad_norm": float("inf")})
     [line] = folder.read("metrics.jsonl").decode().splitlines()
@@ -74,4 +74,4 @@ def test_one_bad_loss_makes_a_batch_bad():
 def test_a_device_is_known_by_its_name(monkeypatch, name, tflops):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
-    assert meter.peak_flops() == tflops * 1e12
+    assert log.peak_flops() == tflops * 1e12
