@@ -13,17 +13,20 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.errors import UserError
 from cluster.storage import Folder
+from pipelines.data.duplicates import joined
 from pipelines.data.split import place
 from pipelines.monitor.progress import say
 
 VARIABLE = "RAYOGRAPH_SALT"
 FILE = ".rayograph-salt"  # of a storage; readable by its owner only, where it is a disk's
 RANDOM_BYTES = 32
-HIDDEN = ("patient_id", "study_id")
+HIDDEN = ("patient_id", "study_id", "alias")
 
 
 @dataclass(frozen=True)
@@ -71,17 +74,50 @@ def which_salt() -> str:
 
 
 def hide(manifest: pa.Table, salt: Salt) -> pa.Table:
-    """The rows with HIDDEN hashed and the patient's `place` taken before (schemas.PLACED); what is null stays null."""
+    """The rows with HIDDEN hashed and the patient's `place` taken before (schemas.PLACED); what is null stays null.
+
+    Args:
+        manifest: rows of a source's list, none of which has an alias.
+        salt: of the hashes.
+    """
     patients = manifest["patient_id"].combine_chunks().dictionary_encode()
     places = pa.array([place(patient) for patient in patients.dictionary.to_pylist()], pa.int16())
     manifest = manifest.append_column("place", places.take(patients.indices))
-    for name in HIDDEN:
+    for name in ("patient_id", "study_id"):
         values = manifest[name].combine_chunks().dictionary_encode()
         hashed = pa.array([value and salt.hashed(value) for value in values.dictionary.to_pylist()], pa.string())
         manifest = manifest.set_column(manifest.schema.get_field_index(name), name, hashed.take(values.indices))
-    return manifest
+    return manifest.append_column("alias", pa.nulls(manifest.num_rows, pa.string()))
 
 
 def hide_row(row: dict[str, Any], salt: Salt) -> dict[str, Any]:
     """`hide` of one row."""
-    return row | {"place": place(row["patient_id"])} | {name: row[name] and salt.hashed(row[name]) for name in HIDDEN}
+    return row | {"place": place(row["patient_id"])} | {
+        name: salt.hashed(row[name]) if row.get(name) else None for name in HIDDEN}
+
+
+def unite(manifest: pa.Table) -> pa.Table:
+    """The rows (schemas.PLACED) with one `patient_id` and `place` for a patient who is known by two identifiers.
+
+    An alias counts where it is the `patient_id` of another row. Of the identifiers that are one person's, that of the
+    lowest place is taken, so that the split does not depend on the salt.
+    """
+    patients = manifest["patient_id"].combine_chunks().dictionary_encode()
+    patient = patients.indices.to_numpy()
+    alias = pc.index_in(manifest["alias"], patients.dictionary)
+    linked = alias.is_valid().to_numpy()
+    if not linked.any():
+        return manifest
+    n = len(patients.dictionary)
+    person = joined(np.arange(n), (patient[linked], alias.drop_null().to_numpy()))
+    places = np.zeros(n, np.int16)
+    places[patient] = manifest["place"].to_numpy()
+    lowest_first = np.lexsort((places, person))
+    _, heads = np.unique(person[lowest_first], return_index=True)
+    chosen = lowest_first[heads][person]  # the identifier in place of each
+    if several := n - len(heads):
+        say(f"{several} patients have another identifier in the list than in a header; each counts as one person")
+    for name, values in (("patient_id", patients.dictionary.take(pa.array(chosen[patient]))),
+                         ("place", pa.array(places[chosen][patient]))):
+        manifest = manifest.set_column(manifest.schema.get_field_index(name), name, values)
+    return manifest

@@ -77,7 +77,8 @@ def _commit(out: Folder, settings: Data, salt: identifiers.Salt, aside: str) -> 
     listed = feather.read_table(_file(aside))
     told = identifiers.hide(listed.filter(pc.is_valid(listed["patient_id"])), salt)
     if told.num_rows < listed.num_rows:
-        told = fair_draw(pa.concat_tables([told, read_columns(out / HEADERS, PLACED.names)]), settings.images)
+        described = read_columns(out / HEADERS, PLACED.names)
+        told = fair_draw(identifiers.unite(pa.concat_tables([told, described])), settings.images)
     if not told.num_rows:
         raise UserError(f"data.root={settings.root!r}: none of its {listed.num_rows} files is an image of "
                         f"data={settings.source}")

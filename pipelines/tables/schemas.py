@@ -32,8 +32,12 @@ MANIFEST = pa.schema([
 ])
 ONLY_LISTED = ("path", "people", "masks", "inverted", "refused", "bytes")  # what the images' table does not take over
 
-PLACED = MANIFEST.append(pa.field("place", pa.int16()))
-"""Of listed images whose identifiers are hashed: `place` of pipelines.data.split, which must be taken before."""
+PLACED = pa.schema([
+    *MANIFEST,
+    ("place", pa.int16()),  # `place` of pipelines.data.split, which must be taken before the identifiers are hashed
+    ("alias", pa.string()),  # another identifier of the patient, hashed: of a list and a header one is `patient_id`
+])
+"""Of listed images whose identifiers are hashed."""
 
 QUARANTINE = pa.schema([
     ("uri", pa.string()),

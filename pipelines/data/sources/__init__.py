@@ -12,7 +12,8 @@ A source is a module, or the `SOURCE` of one, with two functions:
 and, where it has them:
 
 - `describe(row, settings) -> row or None`, of rows listed without a `patient_id`, since only the file tells (DICOM
-  headers): the row with what the file says, None where it is no image; run by workers, shard by shard;
+  headers): the row with what the file says, None where it is no image; run by workers, shard by shard. It may add an
+  `alias`, another identifier of the patient, where a list and the header have one each;
 - `description_hash(settings) -> str`, where `describe` takes what it says from elsewhere than the file: a hash of that,
   a change of which makes ingest stale, too;
 - `image_folder(root) -> str`, where data.root is a file that lists the images: the folder that their paths are

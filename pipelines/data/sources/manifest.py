@@ -68,9 +68,11 @@ class Manifest:
         image, key = found
         index, table = _by_key(settings.root or "")
         told = table.slice(index[key], 1).to_pylist()[0] if key in index else {}
-        named = told.get("patient_id") if described.patient != OwnSet.patient else None
+        patient, alias = image.patient, told.get("patient_id")
+        if described.patient != OwnSet.patient:
+            patient, alias = alias, patient
         return {**row, **{name: told[name] for name in (*STATES, "split", "masks") if told},
-                "patient_id": named or image.patient or told.get("patient_id") or path,
+                "patient_id": patient or alias or path, "alias": alias,
                 "study_id": image.study or told.get("study_id"), "view": told.get("view") or image.view,
                 "refused": image.refused}
 

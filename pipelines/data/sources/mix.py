@@ -64,7 +64,8 @@ class Mix:
         """As the row's set describes it."""
         name, part = self._part_of(row, settings)
         told = cast(Any, find_source(part.source)).describe(row, part)
-        return told and told | {"source": row["source"], "patient_id": f"{name}/{told['patient_id']}"}
+        names = {key: f"{name}/{told[key]}" for key in ("patient_id", "alias") if told and told.get(key)}
+        return told and told | names | {"source": row["source"]}
 
     def description_hash(self, settings: Data) -> str:
         """Those of its sets."""

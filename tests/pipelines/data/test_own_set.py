@@ -1,18 +1,20 @@
 """A user's own set, described by a YAML file, alone and in a mix."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from cluster.storage import Folder
 from pipelines.data import manifest
 from pipelines.data.convert import Convert
+from pipelines.data.identifiers import Salt, hide_row, unite
 from pipelines.data.listing import list_images, listing_hash, present_uri
 from pipelines.data.manifest import write_manifest
 from pipelines.data.sources import cards_of, find_source
 from pipelines.graph.compose import load_settings
 from pipelines.tables.parquet import read_columns
-from pipelines.tables.schemas import MANIFEST
+from pipelines.tables.schemas import MANIFEST, PLACED
 
 SALT = "a secret of the tests"
 FILMS = """\
@@ -206,6 +208,33 @@ def test_a_changed_description_of_dicom_files_is_noticed(looked, description):
 def test_what_nobody_reads_of_a_table_of_dicom_files_changes_nothing(looked):
     changed = looked("changed", LIST.replace(",P1\n", ",P7\n"), KEYED + "title: Ours\nlicence: theirs\n")
     assert changed == looked("before")
+
+
+def patients_of(settings):
+    """Patients of the films as ingest hashes and unites them, by path."""
+    source = find_source(settings.source)
+    rows = [hide_row(source.describe(row, settings), Salt(SALT)) for row in list_images(settings, 0).to_pylist()]
+    table = unite(pa.Table.from_pylist(rows, schema=PLACED))
+    assert len(set(table["patient_id"].to_pylist())) == len(set(zip(
+        table["patient_id"].to_pylist(), table["place"].to_pylist(), strict=True)))
+    return dict(zip(table["path"].to_pylist(), table["patient_id"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("data", ["data=manifest data.root={}/set.yaml",
+                                  "data=mix data.sets={{ours:{{source:manifest,root:{}/set.yaml}}}}"])
+@pytest.mark.parametrize(("column", "names"), [("patient: Who\n", ("Who", "R0")), ("", ("patient_id", ""))])
+def test_a_person_whose_films_are_not_all_listed_is_one_patient(tmp_path, film, data, column, names):
+    """Film a has a row that names the patient otherwise than the header; film b has no row, or no PatientID."""
+    name, header = names
+    films = {"a": ("A0", "R0"), "b": ("A9" if column else "A1", header), "c": ("A2", "R2"), "d": ("A3", "R2")}
+    for k, (path, (accession, patient)) in enumerate(films.items()):
+        film(tmp_path / "pacs" / path, k, AccessionNumber=accession, PatientID=patient)
+    (tmp_path / "list.csv").write_text(f"Acc,{name}\nA0,K0\nA1,K0\nA2,K2\nA3,K3\n")
+    (tmp_path / "set.yaml").write_text(
+        f"table: list.csv\nimages: pacs\nkey: Acc\nkey_is: AccessionNumber\n{column}")
+    patients = patients_of(load_settings(*data.format(tmp_path).split()).data)
+    assert patients["a"] == patients["b"]
+    assert len(set(patients.values())) == (3 if column else 2), "what the list, or the header, tells apart stays apart"
 
 
 def written(settings, tmp_path):
