@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cluster.errors import UserError
 from pipelines.data.files import BATCH
-from pipelines.data.own_set import DEFAULTS, OwnSet, read_bytes
+from pipelines.data.own_cells import STATES, findings, joined
+from pipelines.data.own_set import DEFAULTS, OwnSet, read_bytes, within
 from pipelines.data.public_set import read_csv
 
 if TYPE_CHECKING:
@@ -16,7 +20,6 @@ if TYPE_CHECKING:
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
                "testing": "test"}
-STATES = ("labels", "absent", "uncertain")
 
 
 def read_table(described: OwnSet) -> pa.Table:
@@ -63,6 +66,8 @@ class OwnTable:
             for cell in cells}
         for column in described.label_columns:
             self._named(column)
+        self._image = self._numbers()
+        self.again = int((self._image >= 0).sum()) - len(np.unique(self._image[self._image >= 0]))
 
     @property
     def exhaustive(self) -> bool:
@@ -70,15 +75,27 @@ class OwnTable:
         return not self.described.label_columns and not self.columns["absent"]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows that name an image: `key`, and fields of the manifest; findings have canonical or the set's own names.
+        """One row per image, in the order of first mention: `key`, and fields of the manifest; findings as spelled.
+
+        Several rows of one image are joined; `again` counts those beyond the first.
 
         Raises:
-            UserError: a cell holds what is none of the values that are known.
+            UserError: a cell holds what is none of the values that are known, or rows of one image contradict.
         """
-        for batch in self.table.to_batches(BATCH):
-            for row in batch.to_pylist():
-                if row[self.key] not in (None, ""):
-                    yield self._row(row)
+        order = np.argsort(self._image, kind="stable")
+        order = order[(self._image < 0).sum() :]
+        cells = (row for batch in self.table.take(order).to_batches(BATCH) for row in batch.to_pylist())
+        for _, rows in itertools.groupby(zip(self._image[order], cells, strict=True), lambda row: row[0]):
+            yield joined([self._row(row) for _, row in rows], self.described.table)
+
+    def _numbers(self) -> np.ndarray:
+        """Of each row the number of the image that it names, -1 where it names none, int (N,)."""
+        import pyarrow as pa
+
+        base = self.described.folder()
+        keys = [None if key in (None, "") else within(base, str(key)) if self.described.key_is == "path" else str(key)
+                for key in self.table[self.key].to_pylist()]
+        return pa.array(keys, pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy()
 
     def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         told = {field: row[column] for field, column in self.columns.items() if column}
@@ -102,7 +119,7 @@ class OwnTable:
     def _findings(self, told: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, list[str]]:
         spelled = self.described.spellings
         if not self.described.label_columns:
-            found = {state: cells(told.get(state), self.described.separator) for state in STATES}
+            found = {state: findings(told.get(state), self.described.separator) for state in STATES}
             return {state: [spelled.get(label, label) for label in labels] for state, labels in found.items()}
         found = {state: [] for state in STATES}
         for column in self.described.label_columns:
@@ -125,10 +142,3 @@ class OwnTable:
             raise UserError(f"{self.described.table} has no column {column!r}; it has "
                             f"{', '.join(self.table.column_names)}")
         return column
-
-
-def cells(value: Any, separator: str) -> list[str]:
-    """A cell that is a list, or a text joined by `separator`."""
-    parts = (value or "").split(separator) if value is None or isinstance(value, str) else value
-    return [str(part).strip() for part in (parts if isinstance(parts, list) else [parts])
-            if part is not None and str(part).strip()]

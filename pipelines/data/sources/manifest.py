@@ -22,8 +22,9 @@ from cluster.faults import retried
 from pipelines.data.files import BATCH, as_manifest, connect, read_image
 from pipelines.data.findings import states
 from pipelines.data.listing import listing_hash
+from pipelines.data.own_cells import STATES
 from pipelines.data.own_set import OwnSet, read_set, within
-from pipelines.data.own_table import STATES, OwnTable
+from pipelines.data.own_table import OwnTable
 from pipelines.data.public_set import Card, Tree
 from pipelines.data.settings import Data
 from pipelines.data.sources import dicom
@@ -134,25 +135,17 @@ def _listed(described: OwnSet) -> pa.Table:
     own, base = OwnTable(described), described.folder()
     if own.columns["patient"] is None:
         say(f"{described.table} has no column {described.patient}: each image counts as a patient of its own")
-    seen: set[str] = set()
-    again = 0
 
     def rows() -> Iterator[dict[str, Any]]:
-        nonlocal again
         for row in own.rows():
             key = row.pop("key")
-            uri = within(base, key)
-            if uri in seen:
-                again += 1
-                continue
-            seen.add(uri)
-            yield row | {"source": "manifest", "uri": uri, "path": key, "patient_id": row["patient_id"] or key}
+            yield row | {"source": "manifest", "uri": within(base, key), "path": key,
+                         "patient_id": row["patient_id"] or key}
 
     found = assess(as_manifest(rows()), own.exhaustive)
     if not found.num_rows:
         raise UserError(f"{described.table} lists no image: its column {own.key!r} is empty")
-    if again:
-        say(f"{described.table} lists {again} images again; the first row of each counts")
+    _tell_joined(own)
     return found
 
 
@@ -164,12 +157,16 @@ def _by_key(root: str) -> tuple[dict[str, int], pa.Table]:
 
     def rows() -> Iterator[dict[str, Any]]:
         for row in own.rows():
-            key = row.pop("key")
-            if key not in index:
-                index[key] = len(index)
-                yield row | {"source": "manifest"}
+            index[row.pop("key")] = len(index)
+            yield row | {"source": "manifest"}
 
+    _tell_joined(own)
     return index, assess(as_manifest(rows()), own.exhaustive)
+
+
+def _tell_joined(own: OwnTable) -> None:
+    if own.again:
+        say(f"{own.described.table}: {own.again} rows name an image again; what the rows of one say is taken together")
 
 
 SOURCE = Manifest()

@@ -99,6 +99,40 @@ def test_what_is_wrong_with_a_description_is_told(own, old, new, match):
         list_images(own(DESCRIPTION.replace(old, new)), 0)
 
 
+FINDING_BY_FINDING = """\
+path,patient_id,study_id,view,split,labels,mask
+b.png,,s1,PA,,Edema,b.png
+a.png,P1,s2,AP,test,,
+b.png,P2,,LATERAL,train,Pneumonia,b.png
+b.png,P2,s1,,,Edema,c.png
+"""
+
+
+def test_rows_of_one_image_are_taken_together(own, capsys):
+    one, other = list_images(own("table: films.csv\nimages: pictures\n", FINDING_BY_FINDING), 0).to_pylist()
+    assert (one["path"], other["path"]) == ("b.png", "a.png")
+    assert (one["labels"], one["absent"]) == (["Edema", "Pneumonia"], ["No Finding"])
+    assert [one[name] for name in ("patient_id", "study_id", "view", "split")] == ["P2", "s1", None, "train"]
+    assert [mask["path"] for mask in one["masks"]] == ["b.png", "c.png"]
+    assert "2 rows name an image again" in capsys.readouterr().err
+
+
+def test_a_finding_that_one_row_of_an_image_states_is_present(own):
+    row, = list_images(own("table: films.csv\nimages: pictures\nlabel_columns: [Edema, Mass]\n",
+                           "path,Edema,Mass\na.png,0,0\na.png,1,\n"), 0).to_pylist()
+    assert (row["labels"], row["absent"]) == (["Edema"], ["Mass", "No Finding"])
+
+
+@pytest.mark.parametrize(("old", "new", "match"), [
+    ("b.png,,s1", "b.png,P7,s1", r"films\.csv: the rows of b\.png have several values of patient_id: P7, P2"),
+    ("b.png,P2,s1,,,", "b.png,P2,s1,,val,", r"several values of split: train, val"),
+])
+def test_rows_of_one_image_that_contradict_are_told(own, old, new, match):
+    settings = own("table: films.csv\nimages: pictures\n", FINDING_BY_FINDING.replace(old, new))
+    with pytest.raises(ValueError, match=match):
+        list_images(settings, 0)
+
+
 @pytest.mark.parametrize("data", ["data=manifest data.root={}/set.yaml",
                                   "data=mix data.sets={{ours:{{source:manifest,root:{}/set.yaml}}}}"])
 @pytest.mark.parametrize(("description", "folder"), [
