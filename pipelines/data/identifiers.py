@@ -74,20 +74,15 @@ def which_salt() -> str:
 
 
 def hide(manifest: pa.Table, salt: Salt) -> pa.Table:
-    """The rows with HIDDEN hashed and the patient's `place` taken before (schemas.PLACED); what is null stays null.
-
-    Args:
-        manifest: rows of a source's list, none of which has an alias.
-        salt: of the hashes.
-    """
+    """The rows with HIDDEN hashed and the patient's `place` taken before ; what is null stays null."""
     patients = manifest["patient_id"].combine_chunks().dictionary_encode()
     places = pa.array([place(patient) for patient in patients.dictionary.to_pylist()], pa.int16())
     manifest = manifest.append_column("place", places.take(patients.indices))
-    for name in ("patient_id", "study_id"):
+    for name in (name for name in HIDDEN if name in manifest.column_names):
         values = manifest[name].combine_chunks().dictionary_encode()
         hashed = pa.array([value and salt.hashed(value) for value in values.dictionary.to_pylist()], pa.string())
         manifest = manifest.set_column(manifest.schema.get_field_index(name), name, hashed.take(values.indices))
-    return manifest.append_column("alias", pa.nulls(manifest.num_rows, pa.string()))
+    return manifest
 
 
 def hide_row(row: dict[str, Any], salt: Salt) -> dict[str, Any]:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from cluster.errors import UserError
 
 STATES = ("labels", "absent", "uncertain")
+
+
+def text(value: Any) -> str | None:
+    """A cell without blanks around it; None where it is empty."""
+    return None if value is None else str(value).strip() or None
+
+
+def identifier(value: Any) -> str | None:
+    """A name or number, and a whole one as spreadsheets and data frames may write it (100.0) as 100."""
+    found = text(value)
+    return re.sub(r"^(\d+)\.0+$", r"\1", found) if found else None
 
 
 def findings(value: Any, separator: str) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster.errors import UserError
 from pipelines.data.files import BATCH
-from pipelines.data.own_cells import STATES, findings, joined
+from pipelines.data.own_cells import STATES, findings, identifier, joined, text
 from pipelines.data.own_set import DEFAULTS, OwnSet, read_bytes, within
 from pipelines.data.public_set import read_csv
 
@@ -93,20 +93,23 @@ class OwnTable:
         import pyarrow as pa
 
         base = self.described.folder()
-        keys = [None if key in (None, "") else within(base, str(key)) if self.described.key_is == "path" else str(key)
-                for key in self.table[self.key].to_pylist()]
-        return pa.array(keys, pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy()
+        keys = map(self._key, self.table[self.key].to_pylist())
+        if self.described.key_is == "path":
+            keys = (key and within(base, key) for key in keys)
+        return pa.array(list(keys), pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy()
 
     def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         told = {field: row[column] for field, column in self.columns.items() if column}
-        text = {field: str(told[field]) if told.get(field) not in (None, "") else None
-                for field in ("patient", "study", "view")}
         return {
-            "key": str(row[self.key]), "patient_id": text["patient"], "study_id": text["study"], "view": text["view"],
+            "key": self._key(row[self.key]), "patient_id": identifier(told.get("patient")),
+            "study_id": identifier(told.get("study")), "view": text(told.get("view")),
             "split": self._split(told, row), **self._findings(told, row),
             "masks": [{"name": structure, "path": row[column], "rle": None}
                       for structure, column in self.masks.items() if row[column]],
         }
+
+    def _key(self, cell: Any) -> str | None:
+        return text(cell) if self.described.key_is == "path" else identifier(cell)
 
     def _split(self, told: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
         value = str(told.get("split") or "").strip()

@@ -36,6 +36,7 @@ PLACED = pa.schema([
     *MANIFEST,
     ("place", pa.int16()),  # `place` of pipelines.data.split, which must be taken before the identifiers are hashed
     ("alias", pa.string()),  # another identifier of the patient, hashed: of a list and a header one is `patient_id`
+    ("entry", pa.int64()),  # number of the list's row for it; null: none
 ])
 """Of listed images whose identifiers are hashed."""
 

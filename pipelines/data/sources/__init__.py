@@ -13,9 +13,12 @@ and, where it has them:
 
 - `describe(row, settings) -> row or None`, of rows listed without a `patient_id`, since only the file tells (DICOM
   headers): the row with what the file says, None where it is no image; run by workers, shard by shard. It may add an
-  `alias`, another identifier of the patient, where a list and the header have one each;
+  `alias`, another identifier of the patient, where a list and the header have one each, and `entry`, the number of the
+  list's row;
 - `description_hash(settings) -> str`, where `describe` takes what it says from elsewhere than the file: a hash of that,
   a change of which makes ingest stale, too;
+- `check_described(rows, settings)`, of all rows that `describe` gave: says what is odd about them together, and raises
+  UserError where none can be right;
 - `image_folder(root) -> str`, where data.root is a file that lists the images: the folder that their paths are
   relative to, and `raw_folder(root) -> str`: the folder that they are known to lie in, else `root`: results may not
   lie there;
@@ -76,6 +79,13 @@ def description_hash(settings: Data) -> str:
     """A hash of what the source says of files beside its manifest and their headers; "" where that is nothing."""
     source: Any = find_source(settings.source)
     return source.description_hash(settings) if hasattr(source, "description_hash") else ""
+
+
+def check_described(described: pa.Table, settings: Data) -> None:
+    """What the source says of all rows that it described.  Raises UserError where none of them can be right."""
+    source: Any = find_source(settings.source)
+    if hasattr(source, "check_described"):
+        source.check_described(described, settings)
 
 
 def cards_of(settings: Data) -> dict[str, Card]:

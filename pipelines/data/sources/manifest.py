@@ -72,10 +72,33 @@ class Manifest:
         patient, alias = image.patient, told.get("patient_id")
         if described.patient != OwnSet.patient:
             patient, alias = alias, patient
-        return {**row, **{name: told[name] for name in (*STATES, "split", "masks") if told},
+        return {**row, **{name: told[name] for name in (*STATES, "split", "masks") if told}, "entry": index.get(key),
                 "patient_id": patient or alias or path, "alias": alias,
                 "study_id": image.study or told.get("study_id"), "view": told.get("view") or image.view,
                 "refused": image.refused}
+
+    def check_described(self, described: pa.Table, settings: Data) -> None:
+        """Say how many films have a row in the list, and how many of its rows name none.
+
+        Args:
+            described: `entry` of all films.
+            settings: of the set.
+
+        Raises:
+            UserError: none has.
+        """
+        import pyarrow.compute as pc
+
+        chosen = _set(settings)
+        if chosen.key_is == "path":
+            return
+        films, entries = described.num_rows, len(_by_key(settings.root or "")[0])
+        listed = films - described["entry"].null_count
+        if not listed:
+            raise UserError(f"{chosen.table}: none of the {films} films in {chosen.folder()} has a row; column "
+                            f"{chosen.key!r} must hold what their headers hold as {chosen.key_is}")
+        say(f"{chosen.table}: {listed:,} of {films:,} films have a row; "
+            f"{entries - pc.count_distinct(described['entry']).as_py():,} of {entries:,} rows name no film")
 
     def description_hash(self, settings: Data) -> str:
         """A hash of what `describe` joins to DICOM files; "" for a list whose rows name files."""

@@ -17,7 +17,7 @@ from cluster.errors import UserError
 from pipelines.data.files import fair_draw
 from pipelines.data.public_set import Card
 from pipelines.data.settings import Data
-from pipelines.data.sources import cards_of, description_hash, find_source
+from pipelines.data.sources import cards_of, check_described, description_hash, find_source
 from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
@@ -66,6 +66,13 @@ class Mix:
         told = cast(Any, find_source(part.source)).describe(row, part)
         names = {key: f"{name}/{told[key]}" for key in ("patient_id", "alias") if told and told.get(key)}
         return told and told | names | {"source": row["source"]}
+
+    def check_described(self, described: pa.Table, settings: Data) -> None:
+        """Those of its sets."""
+        import pyarrow.compute as pc
+
+        for name, part in self._parts(settings):
+            check_described(described.filter(pc.equal(described["source"], _column(name))), part)
 
     def description_hash(self, settings: Data) -> str:
         """Those of its sets."""

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pydicom
 import pytest
 from PIL import Image
 
@@ -11,7 +13,8 @@ from pipelines.data.convert import Convert
 from pipelines.data.identifiers import Salt, hide_row, unite
 from pipelines.data.listing import list_images, listing_hash, present_uri
 from pipelines.data.manifest import write_manifest
-from pipelines.data.sources import cards_of, find_source
+from pipelines.data.sources import cards_of, check_described, find_source
+from pipelines.data.sources import manifest as manifest_source
 from pipelines.graph.compose import load_settings
 from pipelines.tables.parquet import read_columns
 from pipelines.tables.schemas import MANIFEST, PLACED
@@ -244,11 +247,53 @@ def test_what_nobody_reads_of_a_table_of_dicom_files_changes_nothing(looked):
     assert changed == looked("before")
 
 
+def described(settings):
+    """What `describe` makes of the films."""
+    source = find_source(settings.source)
+    return [source.describe(row, settings) for row in list_images(settings, 0).to_pylist()]
+
+
+@pytest.mark.parametrize("data", ["data=manifest data.root={}/set.yaml",
+                                  "data=mix data.sets={{ours:{{source:manifest,root:{}/set.yaml}}}}"])
+def test_films_and_rows_that_find_no_other_are_counted(archive, capsys, data):
+    """Of six films four are in the list, which names a seventh too; blanks and decimals do not count."""
+    for k in range(6):
+        path = archive / "pacs" / f"{k}" / "IM1"
+        dataset = pydicom.dcmread(path)
+        dataset.AccessionNumber = f"{100 + k}"
+        dataset.save_as(path)
+    films = "Acc,Findings\n100.0,Edema\n 101,Mass\n102 ,Mass\n103,Mass\n999,Mass\n"
+    (archive / "list.csv").write_text(films)
+    (archive / "set.yaml").write_text((archive / "set.yaml").read_text().replace("split: Part\n", ""))
+    settings = load_settings(*data.format(archive).split()).data
+    rows = pa.Table.from_pylist([hide_row(row, Salt(SALT)) for row in described(settings)], schema=PLACED)
+    assert [row["labels"] for row in rows.to_pylist()] == [["Edema"], ["Mass"], ["Mass"], ["Mass"], [], []]
+    check_described(rows, settings)
+    assert "4 of 6 films have a row; 1 of 5 rows name no film" in capsys.readouterr().err
+    (archive / "none.csv").write_text(films.replace("10", "50"))
+    (archive / "set.yaml").write_text((archive / "set.yaml").read_text().replace("list.csv", "none.csv"))
+    manifest_source._described.cache_clear()
+    manifest_source._by_key.cache_clear()
+    rows = pa.Table.from_pylist([hide_row(row, Salt(SALT)) for row in described(settings)], schema=PLACED)
+    with pytest.raises(ValueError, match=r"none\.csv: none of the 6 films in .*pacs has a row; column 'Acc' must hold"):
+        check_described(rows, settings)
+
+
+def test_numbers_of_a_data_frame_are_the_same_identifiers(tmp_path, film):
+    """A column of numbers is of floats where a cell is empty."""
+    for k in range(3):
+        film(tmp_path / "pacs" / f"{k}", k, AccessionNumber=f"{100 + k}", PatientID="x")
+    pq.write_table(pa.table({"Acc": [100.0, 101.0, None], "Who": [7.0, 8.0, None], "labels": ["a", "b", "c"]}),
+                   tmp_path / "list.parquet")
+    (tmp_path / "set.yaml").write_text(
+        "table: list.parquet\nimages: pacs\nkey: Acc\nkey_is: AccessionNumber\npatient: Who\n")
+    rows = described(load_settings("data=manifest", f"data.root={tmp_path}/set.yaml").data)
+    assert [(row["labels"], row["patient_id"]) for row in rows] == [(["a"], "7"), (["b"], "8"), ([], "x")]
+
+
 def patients_of(settings):
     """Patients of the films as ingest hashes and unites them, by path."""
-    source = find_source(settings.source)
-    rows = [hide_row(source.describe(row, settings), Salt(SALT)) for row in list_images(settings, 0).to_pylist()]
-    table = unite(pa.Table.from_pylist(rows, schema=PLACED))
+    table = unite(pa.Table.from_pylist([hide_row(row, Salt(SALT)) for row in described(settings)], schema=PLACED))
     assert len(set(table["patient_id"].to_pylist())) == len(set(zip(
         table["patient_id"].to_pylist(), table["place"].to_pylist(), strict=True)))
     return dict(zip(table["path"].to_pylist(), table["patient_id"].to_pylist(), strict=True))
