@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from cluster.errors import UserError
-from cluster.storage import Folder
+from cluster.storage import Folder, absolute
 from pipelines.data.files import connect
 from pipelines.data.public_set import Card
 from pipelines.data.structures import STRUCTURES
@@ -117,7 +117,7 @@ def read_set(root: str) -> OwnSet:
     found = OwnSet(**values | ({"masks": given["masks"]} if "masks" in given else {}))
     found.check(root)
     found.table = within(base, found.table)
-    found.images = found.images and within(base, found.images)
+    found.images = found.images and absolute(within(base, found.images))
     return found
 
 

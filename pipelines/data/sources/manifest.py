@@ -23,6 +23,7 @@ from pipelines.data.files import BATCH, as_manifest, connect, read_image
 from pipelines.data.findings import states
 from pipelines.data.listing import listing_hash
 from pipelines.data.own_cells import STATES
+from pipelines.data.own_files import check_folder, with_bytes
 from pipelines.data.own_set import OwnSet, read_set, within
 from pipelines.data.own_table import OwnTable
 from pipelines.data.public_set import Card, Tree
@@ -44,12 +45,13 @@ class Manifest:
         """One row per row of the list, or per DICOM file; what is not there is refused when it is loaded.
 
         Raises:
-            UserError: the list is not there, is empty, or lacks a column.
+            UserError: the list is not there, is empty, or lacks a column, or there are no images.
         """
         described = _set(settings)
         if described.key_is == "path":
             return _listed(described)
         _by_key(settings.root or "")  # says now what is wrong with it, and not in every worker
+        check_folder(described)
         tree = Tree(described.folder(), described.card)
         return as_manifest({"source": "manifest", "uri": f"{tree.root}/{image.path}", "path": image.path,
                             **{key: [] for key in (*STATES, "masks")}, "bytes": tree.files[image.path]}
@@ -110,10 +112,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(joined).encode()).hexdigest()[:16]
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
-        base = _set(settings).folder()
-        folder, _, name = within(base, row["path"]).rpartition("/")
-        masks = [mask | {"path": within(base, mask["path"])} for mask in row.get("masks") or ()]
-        return read_image(folder, name, {**row, "masks": masks}, settings, listed=False)
+        return read_image(_set(settings).folder(), row["path"], row, settings, listed=row.get("bytes") is not None)
 
     def image_folder(self, root: str) -> str:
         """The folder that the paths of the list at `root` are relative to."""
@@ -169,7 +168,7 @@ def _listed(described: OwnSet) -> pa.Table:
     if not found.num_rows:
         raise UserError(f"{described.table} lists no image: its column {own.key!r} is empty")
     _tell_joined(own)
-    return found
+    return with_bytes(found, described)
 
 
 @lru_cache(maxsize=2)

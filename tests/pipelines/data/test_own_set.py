@@ -7,10 +7,13 @@ import pydicom
 import pytest
 from PIL import Image
 
+from cluster import faults
+from cluster.errors import UserError
 from cluster.storage import Folder
 from pipelines.data import manifest
 from pipelines.data.convert import Convert
 from pipelines.data.identifiers import Salt, hide_row, unite
+from pipelines.data.image.picture import Refused
 from pipelines.data.listing import list_images, listing_hash, present_uri
 from pipelines.data.manifest import write_manifest
 from pipelines.data.sources import cards_of, check_described, find_source
@@ -134,6 +137,66 @@ def test_rows_of_one_image_that_contradict_are_told(own, old, new, match):
     settings = own("table: films.csv\nimages: pictures\n", FINDING_BY_FINDING.replace(old, new))
     with pytest.raises(ValueError, match=match):
         list_images(settings, 0)
+
+
+HERE_AND_THERE = """\
+path,mask
+pictures/a.png,pictures/masken/a.png
+pictures/b.png,pictures/nobody/b.png
+{}/pictures/c.png,
+pictures/nobody/12.png,
+"""
+
+
+@pytest.fixture
+def listed_at_once(own, tmp_path, monkeypatch):
+    """Settings of a list of which an image and a mask lie in a folder that is not there; nothing is waited for."""
+    monkeypatch.setattr(faults, "WAITS", ())
+    return own("table: films.csv\n", HERE_AND_THERE.format(tmp_path))
+
+
+def test_what_is_missing_costs_itself_and_is_told(listed_at_once, tmp_path, capsys):
+    rows = list_images(listed_at_once, 0).to_pylist()
+    assert "1 of 4 images are not in" in (told := capsys.readouterr().err)
+    assert "'pictures/nobody/12.png' for one" in told
+    assert [row["bytes"] is not None for row in rows] == [True, True, True, False]
+    assert rows[0]["bytes"] == sum((tmp_path / "pictures" / name).stat().st_size for name in ("a.png", "masken/a.png"))
+    source = find_source("manifest")
+    for row in (rows[0], rows[2]):
+        assert source.load(row, listed_at_once).width == 40
+    for row, reason in ((rows[1], "bad_mask"), (rows[3], "unreadable")):
+        with pytest.raises(Refused) as refused:
+            source.load(row, listed_at_once)
+        assert refused.value.reason == reason
+
+
+def test_a_file_that_comes_or_changes_is_noticed(listed_at_once, tmp_path):
+    hashes = [listing_hash(list_images(listed_at_once, 0))]
+    (tmp_path / "pictures" / "nobody").mkdir()
+    for name in ("12.png", "b.png", "stray.png"):
+        (tmp_path / "pictures" / "nobody" / name).write_bytes(b"xx")
+        hashes.append(listing_hash(list_images(listed_at_once, 0)))
+    assert len(set(hashes[:3])) == 3
+    assert hashes[2] == hashes[3], "which no row names"
+
+
+def test_a_listed_file_that_is_gone_is_a_fault_of_the_storage_or_the_list(listed_at_once, tmp_path):
+    row, *_ = list_images(listed_at_once, 0).to_pylist()
+    (tmp_path / "pictures" / "a.png").unlink()
+    with pytest.raises(UserError, match="was listed but no longer exists"):
+        find_source("manifest").load(row, listed_at_once)
+
+
+@pytest.mark.parametrize(("description", "films", "match"), [
+    (DESCRIPTION.replace("pictures", "pitures"), FILMS, r"images='.*/pitures' is not there, or is empty"),
+    (DESCRIPTION.replace("pictures", "empty"), FILMS, r"images='.*/empty' is not there, or is empty"),
+    ("table: films.csv\nimages: pitures\nkey: K\nkey_is: AccessionNumber\n", "K\n1\n", r"images='.*/pitures'"),
+    ("table: films.csv\n", "path\nimgs/a.png\nimgs/b.png\n", r"none of its 2 images is in .*, 'imgs/a\.png' for one"),
+])
+def test_images_that_are_all_elsewhere_are_told_when_they_are_listed(own, tmp_path, description, films, match):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=match):
+        list_images(own(description, films), 0)
 
 
 @pytest.mark.parametrize("data", ["data=manifest data.root={}/set.yaml",
