@@ -54,13 +54,24 @@ class Source(Protocol):
 
 @functools.cache
 def find_source(name: str) -> Source:
-    """The source called `name`.  Raises UserError naming those there are."""
-    own = {module.name for module in pkgutil.iter_modules(__path__)}
-    added = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
-    if name not in own | added.keys():
-        raise UserError(f"data.source={name!r} is not known; there are: {', '.join(sorted(own | added.keys()))}")
-    found = importlib.import_module(f"{__name__}.{name}") if name in own else added[name].load()
+    """The source called `name`, with `-` or `_`.  Raises UserError naming those there are."""
+    name, added = source_name(name), _added()
+    found = added[name].load() if name in added else importlib.import_module(f"{__name__}.{name}")
     return cast(Source, getattr(found, "SOURCE", found))
+
+
+def source_name(name: str) -> str:
+    """The name of a source as its module or entry point has it.  Raises UserError naming those there are."""
+    known = {*(module.name for module in pkgutil.iter_modules(__path__)), *_added()}
+    for spelled in (name, name.replace("-", "_")):
+        if spelled in known:
+            return spelled
+    raise UserError(f"data.source={name!r} is not known; there are: {', '.join(sorted(known))}")
+
+
+def _added() -> dict[str, importlib.metadata.EntryPoint]:
+    """Sources of other packages."""
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
 
 
 def image_folder(settings: Data) -> str | None:
@@ -93,4 +104,4 @@ def cards_of(settings: Data) -> dict[str, Card]:
     source: Any = find_source(settings.source)
     if hasattr(source, "cards"):
         return source.cards(settings)
-    return {settings.source: source.card} if hasattr(source, "card") else {}
+    return {source_name(settings.source): source.card} if hasattr(source, "card") else {}
