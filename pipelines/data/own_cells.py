@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.errors import UserError
+from cluster.errors import SetMistake
 
 STATES = ("labels", "absent", "uncertain")
 
@@ -37,7 +37,7 @@ def joined(rows: Sequence[dict[str, Any]], table: str) -> dict[str, Any]:
         table: for messages.
 
     Raises:
-        UserError: they differ in the patient or the split.
+        SetMistake: they differ in the patient or the split.
     """
     if len(rows) == 1:
         return rows[0]
@@ -45,7 +45,7 @@ def joined(rows: Sequence[dict[str, Any]], table: str) -> dict[str, Any]:
     for field in ("patient_id", "split", "study_id", "view"):
         values = list(dict.fromkeys(row[field] for row in rows if row[field] is not None))
         if len(values) > 1 and field in ("patient_id", "split"):
-            raise UserError(f"{table}: the rows of {rows[0]['key']} have several values of {field}: "
+            raise SetMistake(f"{table}: the rows of {rows[0]['key']} have several values of {field}: "
                             f"{', '.join(values)}; give an image one in all its rows")
         agreed[field] = values[0] if len(values) == 1 else None
     lists = {field: [value for row in rows for value in row[field]] for field in (*STATES, "masks")}

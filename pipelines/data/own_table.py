@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.errors import UserError
+from cluster.errors import SetMistake
 from pipelines.data.files import BATCH
 from pipelines.data.own_cells import STATES, findings, identifier, joined, text
 from pipelines.data.own_set import DEFAULTS, OwnSet, read_bytes, within
@@ -26,7 +26,8 @@ def read_table(described: OwnSet) -> pa.Table:
     """The table of a set; of CSV and TSV all cells are texts.
 
     Raises:
-        UserError: it cannot be read, or is no table.
+        SetMistake: it is no table.
+        UserError: it cannot be read.
     """
     from pyarrow import ArrowInvalid, parquet
 
@@ -37,7 +38,7 @@ def read_table(described: OwnSet) -> pa.Table:
         delimiter = "\t" if ".tsv" in described.table.rsplit("/", 1)[-1].lower() else ","
         return read_csv(content, gzipped=content[:2] == b"\x1f\x8b", delimiter=delimiter)
     except ArrowInvalid as error:
-        raise UserError(f"{described.table} is no table: {error}") from error
+        raise SetMistake(f"{described.table} is no table: {error}") from error
 
 
 class OwnTable:
@@ -47,7 +48,8 @@ class OwnTable:
         described: the set.
 
     Raises:
-        UserError: it cannot be read, or a column that is named is not there.
+        SetMistake: it is no table, or a column that is named is not there.
+        UserError: it cannot be read.
     """
 
     def __init__(self, described: OwnSet) -> None:
@@ -55,7 +57,7 @@ class OwnTable:
         self.names = set(self.table.column_names)
         key = described.key or next((name for name in ("uri", "path") if name in self.names), None)
         if key is None:
-            raise UserError(f"{described.table} has no column 'path' or 'uri'; it has "
+            raise SetMistake(f"{described.table} has no column 'path' or 'uri'; it has "
                             f"{', '.join(self.table.column_names)}")
         self.key = self._named(key)
         self.columns = {field: self._column(field) for field in ("patient", "study", "view", "split", *STATES)}
@@ -80,7 +82,7 @@ class OwnTable:
         Several rows of one image are joined; `again` counts those beyond the first.
 
         Raises:
-            UserError: a cell holds what is none of the values that are known, or rows of one image contradict.
+            SetMistake: a cell holds what is none of the values that are known, or rows of one image contradict.
         """
         order = np.argsort(self._image, kind="stable")
         order = order[(self._image < 0).sum() :]
@@ -93,10 +95,10 @@ class OwnTable:
         import pyarrow as pa
 
         base = self.described.folder()
-        keys = map(self._key, self.table[self.key].to_pylist())
+        keys = [self._key(cell) for cell in self.table[self.key].to_pylist()]
         if self.described.key_is == "path":
-            keys = (key and within(base, key) for key in keys)
-        return pa.array(list(keys), pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy()
+            keys = [key and within(base, key) for key in keys]
+        return pa.array(keys, pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy()
 
     def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         told = {field: row[column] for field, column in self.columns.items() if column}
@@ -116,7 +118,7 @@ class OwnTable:
         known = self.described.splits or SPLIT_NAMES
         split = known.get(value) or known.get(value.lower())
         if value and split is None:
-            raise UserError(f"{row[self.key]}: split {value!r} is none of {', '.join(known)}")
+            raise SetMistake(f"{row[self.key]}: split {value!r} is none of {', '.join(known)}")
         return split
 
     def _findings(self, told: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -130,7 +132,7 @@ class OwnTable:
             if not cell:
                 continue
             if cell.casefold() not in self.states:
-                raise UserError(f"{self.described.table}, {row[self.key]}: {column} is {cell!r}, which none of "
+                raise SetMistake(f"{self.described.table}, {row[self.key]}: {column} is {cell!r}, which none of "
                                 "present_values, absent_values and uncertain_values holds")
             found[self.states[cell.casefold()]].append(spelled.get(column, column))
         return found
@@ -142,6 +144,6 @@ class OwnTable:
 
     def _named(self, column: str) -> str:
         if column not in self.names:
-            raise UserError(f"{self.described.table} has no column {column!r}; it has "
+            raise SetMistake(f"{self.described.table} has no column {column!r}; it has "
                             f"{', '.join(self.table.column_names)}")
         return column

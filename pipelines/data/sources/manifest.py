@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import UserError
+from cluster.errors import SetMistake, UserError
 from cluster.faults import retried
 from pipelines.data.files import BATCH, as_manifest, connect, read_image
 from pipelines.data.findings import states
@@ -166,7 +166,7 @@ def _listed(described: OwnSet) -> pa.Table:
 
     found = assess(as_manifest(rows()), own.exhaustive)
     if not found.num_rows:
-        raise UserError(f"{described.table} lists no image: its column {own.key!r} is empty")
+        raise SetMistake(f"{described.table} lists no image: its column {own.key!r} is empty")
     _tell_joined(own)
     return with_bytes(found, described)
 

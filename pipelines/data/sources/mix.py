@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from cluster.errors import UserError
+from cluster.errors import SetMistake, UserError
 from pipelines.data.files import fair_draw
 from pipelines.data.public_set import Card
 from pipelines.data.settings import Data
@@ -41,6 +41,7 @@ class Mix:
         """All rows of all sets.
 
         Raises:
+            SetMistake: the list of a set is wrong.
             UserError: a set is not there or only half there; the message tells of all of them, and who hands them out.
         """
         import pyarrow as pa
@@ -51,6 +52,8 @@ class Mix:
             source = find_source(part.source)
             try:
                 table = fair_draw(source.manifest(part, seed), part.images)
+            except SetMistake as error:
+                raise SetMistake(f"data.sets.{name}: {error}") from error
             except UserError as error:
                 missing.append(f"- {name}{_terms(part)}: {error}")
                 continue

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cluster import faults
-from cluster.errors import UserError
+from cluster.errors import SetMistake, UserError
 from cluster.storage import Folder
 from pipelines.data import manifest
 from pipelines.data.convert import Convert
@@ -19,6 +19,7 @@ from pipelines.data.manifest import write_manifest
 from pipelines.data.sources import cards_of, check_described, find_source
 from pipelines.data.sources import manifest as manifest_source
 from pipelines.graph.compose import load_settings
+from pipelines.graph.plan import Plan
 from pipelines.tables.parquet import read_columns
 from pipelines.tables.schemas import MANIFEST, PLACED
 
@@ -137,6 +138,38 @@ def test_rows_of_one_image_that_contradict_are_told(own, old, new, match):
     settings = own("table: films.csv\nimages: pictures\n", FINDING_BY_FINDING.replace(old, new))
     with pytest.raises(ValueError, match=match):
         list_images(settings, 0)
+
+
+@pytest.mark.parametrize("data", ["data=manifest data.root={}/set.yaml",
+                                  "data=mix data.sets={{ours:{{source:manifest,root:{}/set.yaml}}}}"])
+@pytest.mark.parametrize(("wrong", "match"), [
+    ({"films": FILMS.replace("Edema", "Edma")}, "has no column 'Edema'"),
+    ({"films": FILMS.replace("ja", "jo")}, "Kardiomegalie is 'jo'"),
+    ({"description": DESCRIPTION.replace("key: Bild", "kee: Bild")}, "unknown key 'kee'"),
+    ({"description": DESCRIPTION.replace("left_lung", "left")}, "masks='left'"),
+    ({"description": DESCRIPTION.replace("title: ", "title: [")}, "describes no set"),
+    ({"films": "Bild\n"}, "has no column|lists no image"),
+])
+def test_results_excuse_raw_data_that_are_away_and_no_mistake_in_a_list(
+        own, tmp_path, monkeypatch, capsys, data, wrong, match):
+    monkeypatch.setattr(manifest, "apart", lambda function, *args: function(*args))
+
+    def plan():
+        manifest_source._described.cache_clear()
+        return Plan(load_settings(*data.format(tmp_path).split(), f"storage={tmp_path}/runs", "name=run"), ["ingest"])
+
+    own()
+    done = plan()
+    done.begin("ingest", redo=False)
+    (done.folder / "ingest").write_json("stage.json", {"fingerprint": done.fingerprint("ingest")})
+    (tmp_path / "pictures").rename(tmp_path / "away")
+    assert plan().is_done("ingest")
+    assert "going on with what it made before" in capsys.readouterr().err
+    (tmp_path / "away").rename(tmp_path / "pictures")
+    own(**wrong)
+    with pytest.raises(SetMistake, match=match) as mistake:
+        plan().is_done("ingest")
+    assert str(mistake.value).startswith("data.sets.ours: ") == data.startswith("data=mix")
 
 
 HERE_AND_THERE = """\
