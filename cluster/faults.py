@@ -65,13 +65,13 @@ def read_listed(folder: Folder, name: str, waits: Sequence[float] | None = None)
     try:
         return retried(lambda: folder.read(name), uri, waits)
     except StorageUnavailable as error:
-        if isinstance(error.__cause__, FileNotFoundError) and _holds_something(Folder(uri.rpartition("/")[0])):
+        if isinstance(error.__cause__, FileNotFoundError) and holds_something(Folder(uri.rpartition("/")[0])):
             raise UserError(f"{uri} was listed but no longer exists; restore it, or add changed=redo to list "
                             "the images again") from error
         raise
 
 
-def _holds_something(folder: Folder) -> bool:
+def holds_something(folder: Folder) -> bool:
     """Whether a folder has entries, seen from this node; an empty one may be a mount point without its mount."""
     from pyarrow.fs import FileType
 

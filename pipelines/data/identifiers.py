@@ -13,17 +13,20 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.errors import UserError
 from cluster.storage import Folder
+from pipelines.data.duplicates import joined
 from pipelines.data.split import split_bucket
 from pipelines.monitor.progress import say
 
 VARIABLE = "RAYOGRAPH_SALT"
 FILE = ".rayograph-salt"  # in the storage; on a disk readable by its owner only
 RANDOM_BYTES = 32
-HIDDEN = ("patient_id", "study_id")
+HIDDEN = ("patient_id", "study_id", "alias")
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,11 @@ def which_salt() -> str:
 
 
 def hide(manifest: pa.Table, salt: Salt) -> pa.Table:
-    """The rows with HIDDEN hashed and the patient's split `bucket` added (schemas.HASHED_MANIFEST); nulls stay null."""
+    """The rows with HIDDEN hashed and the patient's split `bucket` added; nulls stay null."""
     patients = manifest["patient_id"].combine_chunks().dictionary_encode()
     buckets = pa.array([split_bucket(patient) for patient in patients.dictionary.to_pylist()], pa.int16())
     manifest = manifest.append_column("bucket", buckets.take(patients.indices))
-    for name in HIDDEN:
+    for name in (name for name in HIDDEN if name in manifest.column_names):
         values = manifest[name].combine_chunks().dictionary_encode()
         hashed = pa.array([value and salt.hash(value) for value in values.dictionary.to_pylist()], pa.string())
         manifest = manifest.set_column(manifest.schema.get_field_index(name), name, hashed.take(values.indices))
@@ -84,5 +87,32 @@ def hide(manifest: pa.Table, salt: Salt) -> pa.Table:
 
 def hide_row(row: dict[str, Any], salt: Salt) -> dict[str, Any]:
     """`hide` for one row."""
-    hashes = {name: row[name] and salt.hash(row[name]) for name in HIDDEN}
+    hashes = {name: salt.hash(row[name]) if row.get(name) else None for name in HIDDEN}
     return row | hashes | {"bucket": split_bucket(row["patient_id"])}
+
+
+def unite(manifest: pa.Table) -> pa.Table:
+    """The rows (schemas.HASHED_MANIFEST) with one `patient_id` and `bucket` per patient known by two identifiers.
+
+    An alias counts if it is the `patient_id` of another row. Of a person's identifiers the one with the lowest bucket
+    is kept, so that the split does not depend on the salt.
+    """
+    patients = manifest["patient_id"].combine_chunks().dictionary_encode()
+    patient = patients.indices.to_numpy()
+    alias = pc.index_in(manifest["alias"], patients.dictionary)
+    linked = alias.is_valid().to_numpy()
+    if not linked.any():
+        return manifest
+    n = len(patients.dictionary)
+    person = joined(np.arange(n), (patient[linked], alias.drop_null().to_numpy()))
+    buckets = np.zeros(n, np.int16)
+    buckets[patient] = manifest["bucket"].to_numpy()
+    lowest_first = np.lexsort((buckets, person))
+    _, heads = np.unique(person[lowest_first], return_index=True)
+    chosen = lowest_first[heads][person]  # the identifier that replaces each
+    if several := n - len(heads):
+        say(f"{several} patients have another identifier in the list than in a header; each counts as one person")
+    for name, values in (("patient_id", patients.dictionary.take(pa.array(chosen[patient]))),
+                         ("bucket", pa.array(buckets[chosen][patient]))):
+        manifest = manifest.set_column(manifest.schema.get_field_index(name), name, values)
+    return manifest

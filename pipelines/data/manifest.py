@@ -21,7 +21,7 @@ from pipelines.data.files import fair_draw
 from pipelines.data.headers import HEADERS, list_headers, read_headers
 from pipelines.data.listing import list_images, listing_hash
 from pipelines.data.settings import Data
-from pipelines.data.sources import description_hash, find_source
+from pipelines.data.sources import check_described, description_hash, find_source
 from pipelines.tables.parquet import read_columns, shard_count, write_shard
 from pipelines.tables.schemas import HASHED_MANIFEST
 
@@ -77,7 +77,10 @@ def _commit(out: Folder, settings: Data, salt: identifiers.Salt, aside: str) -> 
     listed = feather.read_table(_file(aside))
     told = identifiers.hide(listed.filter(pc.is_valid(listed["patient_id"])), salt)
     if told.num_rows < listed.num_rows:
-        told = fair_draw(pa.concat_tables([told, read_columns(out / HEADERS, HASHED_MANIFEST.names)]), settings.images)
+        described = read_columns(out / HEADERS, HASHED_MANIFEST.names)
+        check_described(described, settings)
+        told = identifiers.unite(pa.concat_tables([told, described], promote_options="default"))
+        told = fair_draw(told, settings.images)
     if not told.num_rows:
         raise UserError(f"data.root={settings.root!r}: none of its {listed.num_rows} files is an image of "
                         f"data={settings.source}")

@@ -87,7 +87,7 @@ class Data:
     def roots(self) -> list[tuple[str, str]]:
         """Each root that is given, of a mix those of its sets too, and the source that reads it: (source, root)."""
         own = self.sets if isinstance(self.sets, dict) else {}
-        given = [(self.source, self.root), *((options.get("source", name.replace("-", "_")), options.get("root"))
+        given = [(self.source, self.root), *((options.get("source", name), options.get("root"))
                                              for name, options in own.items() if options)]
         return [(source, root) for source, root in given if root]
 
@@ -151,9 +151,12 @@ def _check_sets(sets: Any) -> None:
     """Raise UserError where the sets of a mix are neither names, nor names with options."""
     require(sets is None or isinstance(sets, list | dict), "data.sets", sets,
             "must be names, or a source, a root and options for each name")
+    seen: dict[str, str] = {}
     for name, own in (sets.items() if isinstance(sets, dict) else ((name, None) for name in sets or ())):
         require(isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None, "data.sets", name,
                 "a name is letters, digits, '_' and '-'")
+        same = seen.setdefault(name.replace("-", "_"), name)
+        require(same == name, "data.sets", name, f"is the same name as {same!r}; - and _ count alike")
         require(own is None or isinstance(own, dict), f"data.sets.{name}", own,
                 f"must be some of {', '.join(OF_A_SET)}")
         for key in own or ():

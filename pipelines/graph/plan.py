@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import UserError
+from cluster.errors import SetMistake, UserError
 from cluster.faults import StorageUnavailable
 from cluster.session import Resources
 from pipelines.graph.fields import outcome_settings
@@ -70,6 +70,8 @@ class Plan:
             return begun.get("observed", {})
         try:
             return _load(self.spec(node).observed)(self.settings.of(node))
+        except SetMistake:
+            raise
         except (UserError, StorageUnavailable) as error:
             if self.record(node) is None:
                 raise

@@ -36,10 +36,13 @@ FINDINGS = ("No Finding", "Atelectasis", "Cardiomegaly", "Edema", "Pneumonia")
 
 
 def write_list(path: Path, images: int) -> None:
-    """A list of so many images of a third as many patients."""
+    """A list of so many images of a third as many patients; the first image is there, else the list is refused."""
     random = np.random.default_rng(0)
+    paths = [f"p{k // 3000:03d}/patient{k // 3:07d}/study{k % 3}/view1_frontal.jpg" for k in range(images)]
+    (path.parent / paths[0]).parent.mkdir(parents=True)
+    (path.parent / paths[0]).touch()
     pq.write_table(pa.table({
-        "path": [f"p{k // 3000:03d}/patient{k // 3:07d}/study{k % 3}/view1_frontal.jpg" for k in range(images)],
+        "path": paths,
         "patient_id": [f"patient{k // 3:07d}" for k in range(images)], "view": ["PA"] * images,
         "labels": pa.array([[FINDINGS[k]] for k in random.integers(0, len(FINDINGS), images)])}), path)
 

@@ -527,7 +527,8 @@ def test_manifest_of_csv(fill, tmp_path, monkeypatch):
 
 
 def test_manifest_that_tells_what_is_absent(fill):
-    settings = fill(files={"list.csv": "path,labels,absent,uncertain\na.png,normal,effusion,\nb.png,edema,,Mass|x\n"})
+    settings = fill(files={"list.csv": "path,labels,absent,uncertain\na.png,normal,effusion,\nb.png,edema,,Mass|x\n",
+                           "a.png": "x"})
     settings.root += "/list.csv"
     rows = manifest.SOURCE.manifest(settings, 0).to_pylist()
     assert [(row["labels"], row["absent"], row["uncertain"]) for row in rows] == [
@@ -538,7 +539,8 @@ def test_manifest_of_parquet_and_tsv(fill):
     content = io.BytesIO()
     pq.write_table(pa.table({"uri": ["s3://bucket/a.png"], "path": ["a"], "labels": [["x", "y, z"]],
                              "patient_id": [3]}), content)
-    settings = fill(files={"list.parquet": content.getvalue(), "list.tsv": "path\tlabels\na.png\tx, y\n"})
+    settings = fill(files={"list.parquet": content.getvalue(), "list.tsv": "path\tlabels\na.png\tx, y\n",
+                           "a.png": "x"})
     root = settings.root
     settings.root = f"{root}/list.parquet"
     row, = manifest.SOURCE.manifest(settings, 0).to_pylist()
