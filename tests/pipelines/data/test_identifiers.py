@@ -19,7 +19,7 @@ from pipelines.graph.run import run_stages
 from pipelines.graph.stage import run_folder
 from pipelines.report.report import report
 from pipelines.tables.parquet import iterate_shards, read_columns
-from pipelines.tables.schemas import IMAGES, MANIFEST, HASHED_MANIFEST
+from pipelines.tables.schemas import HASHED_MANIFEST, IMAGES, MANIFEST
 
 NAME = "ZEBEDEUS"  # of a person, and nothing else is called so
 
@@ -108,7 +108,7 @@ def test_a_patient_of_several_identifiers_is_one_whose_place_does_not_depend_on_
     assert one == two == four
     assert len({one, three, five}) == 3, "an identifier that only an alias has joins nobody"
     lowest = min(split.split_bucket(name) for name in ("K0", "P0", "K2"))
-    assert table["bucket"].to_pylist() == [lowest, lowest, split.split_bucket("K1"), lowest, split.place("K3")]
+    assert table["bucket"].to_pylist() == [lowest, lowest, split.split_bucket("K1"), lowest, split.split_bucket("K3")]
 
 
 def test_a_record_number_cannot_be_found_by_trying_all_under_the_salt_of_the_code(tmp_path):

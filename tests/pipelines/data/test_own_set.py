@@ -21,7 +21,7 @@ from pipelines.data.sources import manifest as manifest_source
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
 from pipelines.tables.parquet import read_columns
-from pipelines.tables.schemas import MANIFEST, HASHED_MANIFEST
+from pipelines.tables.schemas import HASHED_MANIFEST, MANIFEST
 
 SALT = "a secret of the tests"
 FILMS = """\
@@ -389,7 +389,8 @@ def test_numbers_of_a_data_frame_are_the_same_identifiers(tmp_path, film):
 
 def patients_of(settings):
     """Patients of the films as ingest hashes and unites them, by path."""
-    table = unite(pa.Table.from_pylist([hide_row(row, Salt(SALT)) for row in described(settings)], schema=HASHED_MANIFEST))
+    rows = [hide_row(row, Salt(SALT)) for row in described(settings)]
+    table = unite(pa.Table.from_pylist(rows, schema=HASHED_MANIFEST))
     assert len(set(table["patient_id"].to_pylist())) == len(set(zip(
         table["patient_id"].to_pylist(), table["bucket"].to_pylist(), strict=True)))
     return dict(zip(table["path"].to_pylist(), table["patient_id"].to_pylist(), strict=True))
