@@ -25,8 +25,8 @@ from pipelines.generator.autoencoder.stage import train_autoencoder
 train_autoencoder(folder, images, settings.sections["autoencoder"], 128, 0)
 """,
     "encoder": """
-from pipelines.generator.encoder.stage import PROBED, train_encoder
-PROBED.update(train=1_000, val=200)
+from pipelines.generator.encoder.stage import PROBE_IMAGES, train_encoder
+PROBE_IMAGES.update(train=1_000, val=200)
 train_encoder(folder, images, settings.sections["encoder"], 128, 0)
 """,
     "finetune": """
