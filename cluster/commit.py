@@ -1,4 +1,4 @@
-"""Writes of one whole file that survive a kill: under a hidden name first, then renamed."""
+"""Atomic writes of one file: written under a hidden temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def on_disk(folder: str, name: str, data: bytes, replace: bool, private: bool) -
     """Write a file of a local folder atomically; the arguments are those of `Folder.write`.
 
     Raises:
-        OSError: names the file and its bytes; the room that it took is given back.
+        OSError: names the file and its size; the temporary file is removed.
     """
     os.makedirs(folder, exist_ok=True)
     staged, target = _staged(folder, name), f"{folder}/{name}"
-    mode = 0o600 if private else 0o666  # less what the umask takes
+    mode = 0o600 if private else 0o666  # minus the umask
     with _described(target, len(data)):
         try:
             with open(staged, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
@@ -38,7 +38,7 @@ def on_disk(folder: str, name: str, data: bytes, replace: bool, private: bool) -
 
 
 def by_rename(filesystem: FileSystem, folder: str, name: str, data: bytes, replace: bool) -> None:
-    """Write a file on any file system of pyarrow: none of them shows whole files only.
+    """Write a file on any file system of pyarrow, none of which publishes files atomically by itself.
 
     HDFS shows a file from its first byte. abfs:// creates the object empty when its stream is opened, and commits what
     was written so far when the stream is dropped after an error.
@@ -48,7 +48,7 @@ def by_rename(filesystem: FileSystem, folder: str, name: str, data: bytes, repla
     name and then removed under the hidden one.
 
     Raises:
-        OSError: names the file and its bytes.
+        OSError: names the file and its size.
     """
     staged, target = _staged(folder, name), f"{folder}/{name}"
     filesystem.create_dir(folder, recursive=True)
@@ -80,7 +80,7 @@ def _staged(folder: str, name: str) -> str:
 
 
 def _linked(staged: str, target: str) -> bool:
-    """Whether `target` is there now, from `staged` or from before; False where the file system has no hard links."""
+    """Whether `target` now exists, linked from `staged` or from before; False if the file system has no hard links."""
     try:
         os.link(staged, target)
     except FileExistsError:

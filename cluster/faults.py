@@ -1,7 +1,7 @@
-"""Faults of the storage, told apart from faults of a file.
+"""Faults of the storage, as opposed to faults of a file.
 
-No OSError says anything against a file that was listed: the network, a mount, a token or a disk may be gone. Reading is
-tried again with growing waits, and then the run stops. Only a file whose bytes were read can be bad.
+An OSError on a listed file is attributed to the storage (network, mount, credentials, disk) and not to the file: the
+call is retried with exponential back-off, then the run stops. Only a file whose bytes were read can be bad.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ class StorageUnavailable(OSError):
 
 
 def retried(call: Callable[[], T], uri: str, waits: Sequence[float] | None = None) -> T:
-    """The result of `call`, tried again after each OSError with back-off and jitter (half of a wait to all).
+    """The result of `call`, retried after each OSError with back-off and jitter (half of a wait to all of it).
 
-    Attempts that are slow to fail (a network's timeouts) count: once the waits' sum of seconds has gone by, the next
-    failure is the last.
+    Slow failures such as network timeouts count: once the sum of the waits has elapsed, the next failure is the last.
 
     Args:
-        call: reads or writes bytes and can be repeated; it must not decode them, since PIL's errors are OSErrors.
+        call: reads or writes bytes and can be repeated; it must not decode them, since PIL raises OSErrors.
         uri: what it reads or writes, for the message.
         waits: seconds before each further attempt; None: WAITS.
 
@@ -60,20 +59,20 @@ def read_listed(folder: Folder, name: str, waits: Sequence[float] | None = None)
 
     Raises:
         StorageUnavailable: the file cannot be read from this node.
-        UserError: the file is gone, and its own folder still holds others: the listing is out of date.
+        UserError: the file no longer exists although its folder holds others: the listing is out of date.
     """
     uri = f"{folder.uri}/{name}"
     try:
         return retried(lambda: folder.read(name), uri, waits)
     except StorageUnavailable as error:
-        if isinstance(error.__cause__, FileNotFoundError) and _holds_something(Folder(uri.rpartition("/")[0])):
-            raise UserError(f"{uri} was listed and is gone; put it back, or add changed=redo to list the images anew") \
-                from error
+        if isinstance(error.__cause__, FileNotFoundError) and holds_something(Folder(uri.rpartition("/")[0])):
+            raise UserError(f"{uri} was listed but no longer exists; restore it, or add changed=redo to list "
+                            "the images again") from error
         raise
 
 
-def _holds_something(folder: Folder) -> bool:
-    """Whether a folder has entries, seen from this node; an empty one may be a mount point whose mount is missing."""
+def holds_something(folder: Folder) -> bool:
+    """Whether a folder has entries, seen from this node; an empty one may be a mount point without its mount."""
     from pyarrow.fs import FileType
 
     try:

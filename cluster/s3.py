@@ -22,7 +22,7 @@ def filesystem() -> PyFileSystem:
 
 
 class S3(FileSystemHandler):
-    """Paths are BUCKET/KEY; a folder is what keys begin with, and needs no making."""
+    """Paths are BUCKET/KEY; a folder is a common prefix of keys and need not be created."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, S3)
@@ -40,24 +40,24 @@ class S3(FileSystemHandler):
         return [self._info(path.rstrip("/")) for path in paths]
 
     def _info(self, path: str) -> FileInfo:
-        place = location(path)
-        if place["Key"]:
+        bucket, key = location(path).values()
+        if key:
             try:
-                head = call("head_object", path, **place)
+                head = call("head_object", path, Bucket=bucket, Key=key)
                 return FileInfo(path, FileType.File, size=head["ContentLength"], mtime=head["LastModified"])
             except FileNotFoundError:
                 pass
-        inside = call("list_objects_v2", path, Bucket=place["Bucket"], Prefix=_prefix(place["Key"]), MaxKeys=1)
+        inside = call("list_objects_v2", path, Bucket=bucket, Prefix=_prefix(key), MaxKeys=1)
         return FileInfo(path, FileType.Directory if inside["KeyCount"] else FileType.NotFound)
 
     def get_file_info_selector(self, selector: FileSelector) -> list[FileInfo]:
         base = selector.base_dir.rstrip("/")
         found = list(_listed(base, selector.recursive))
-        if selector.recursive:  # as pyarrow wants it: the folders between, too
+        if selector.recursive:  # pyarrow expects the intermediate folders, too
             above = {folder for info in found for folder in _above(info.path, base)}
             found += [FileInfo(folder, FileType.Directory) for folder in sorted(above)]
         if not found and not selector.allow_not_found and self._info(base).type == FileType.NotFound:
-            raise FileNotFoundError(f"s3://{base} is not there")
+            raise FileNotFoundError(f"s3://{base} does not exist")
         return found
 
     def create_dir(self, path: str, recursive: bool) -> None:
@@ -76,7 +76,7 @@ class S3(FileSystemHandler):
                 raise OSError(f"s3://{bucket}/{errors[0]['Key']} cannot be removed: {errors[0]['Message']}")
 
     def delete_root_dir_contents(self) -> None:
-        raise OSError("a path without a bucket is not emptied")
+        raise OSError("deleting all buckets is not supported")
 
     def delete_file(self, path: str) -> None:
         call("delete_object", path, **location(path))
@@ -102,18 +102,17 @@ class S3(FileSystemHandler):
 
 
 def _listed(path: str, recursive: bool) -> Iterator[FileInfo]:
-    """All that lies below a path, however many pages S3 tells it on."""
-    place = location(path)
-    prefix = _prefix(place["Key"])
+    """All objects and folders below a path, over all pages of the listing."""
+    bucket, key = location(path).values()
     pages = client().get_paginator("list_objects_v2").paginate(
-        Bucket=place["Bucket"], Prefix=prefix, **({} if recursive else {"Delimiter": "/"}), **payer())
+        Bucket=bucket, Prefix=_prefix(key), **({} if recursive else {"Delimiter": "/"}), **payer())
     with contextlib.suppress(FileNotFoundError), oserrors(path):
         for page in pages:
             for folder in page.get("CommonPrefixes", ()):
-                yield FileInfo(f"{place['Bucket']}/{folder['Prefix'].rstrip('/')}", FileType.Directory)
+                yield FileInfo(f"{bucket}/{folder['Prefix'].rstrip('/')}", FileType.Directory)
             for found in page.get("Contents", ()):
-                if not found["Key"].endswith("/"):  # the console's mark of an empty folder
-                    yield FileInfo(f"{place['Bucket']}/{found['Key']}", FileType.File, size=found["Size"],
+                if not found["Key"].endswith("/"):  # the console's marker of an empty folder
+                    yield FileInfo(f"{bucket}/{found['Key']}", FileType.File, size=found["Size"],
                                    mtime=found["LastModified"])
 
 

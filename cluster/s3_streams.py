@@ -8,14 +8,14 @@ from typing import Any
 
 from cluster.s3_client import ATTEMPTS, back_off, call, client, location, oserrors, payer
 
-IN_MEMORY = 64 << 20  # bytes of an upload; more of them wait on disk
+IN_MEMORY = 64 << 20  # bytes of an upload kept in memory; more are spooled to disk
 
 
 class Download(io.RawIOBase):
     """An object read from its start in one GET request; after a break the connection is resumed at its byte.
 
     Raises:
-        OSError: of the kind that the store's answer stands for; also where the object was replaced meanwhile.
+        OSError: of the kind that matches the HTTP status; also if the object was replaced in the meantime.
     """
 
     def __init__(self, path: str) -> None:
@@ -84,7 +84,7 @@ class Ranges(io.RawIOBase):
         return len(data)
 
     def _range(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop), requested again where the connection breaks in the middle of them."""
+        """Bytes [start, stop), requested again if the connection breaks."""
         from botocore.exceptions import BotoCoreError
 
         for attempt in range(ATTEMPTS):
@@ -124,12 +124,12 @@ class Upload(io.RawIOBase):
     def close(self) -> None:
         if self.closed:
             return
-        place = location(self.path)
+        bucket, key = location(self.path).values()
         try:
             if self.complete:
                 self.file.seek(0)
                 with oserrors(self.path):
-                    client().upload_fileobj(self.file, place["Bucket"], place["Key"], ExtraArgs=payer())
+                    client().upload_fileobj(self.file, bucket, key, ExtraArgs=payer())
         finally:
             self.file.close()
             super().close()

@@ -1,4 +1,4 @@
-"""Folders of one run in a node's temporary folder."""
+"""A run's folders in the temporary folder of a node."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from cluster.storage import Folder
 
 
 def staging_dir(run: Folder) -> str:
-    """A new folder on this node, for what the run is about to commit."""
+    """A new folder on this node for files to be committed."""
     return tempfile.mkdtemp(prefix=_prefix(run))
 
 
 def cache_dir(run: Folder, key: str) -> Path:
-    """The folder on this node for what the run keeps between attempts; another key is another folder."""
+    """The folder on this node that keeps files between attempts of a run; one per key."""
     return Path(tempfile.gettempdir()) / f"{_prefix(run)}cache-{key}"
 
 
 def sweep(run: Folder, keep: Path | None = None) -> None:
-    """Remove what earlier attempts at this run have left on this node, but for the cache `keep` (and its lock)."""
+    """Remove leftovers of earlier attempts of this run from this node, except the cache `keep` and its lock."""
     for left in Path(tempfile.gettempdir()).glob(f"{_prefix(run)}*"):
         if keep is not None and left.name in (keep.name, f"{keep.name}.lock"):
             continue
@@ -29,7 +29,7 @@ def sweep(run: Folder, keep: Path | None = None) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder or a file of this node, if it is there."""
+    """Remove a folder or a file of this node if it exists."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -37,5 +37,5 @@ def remove(path: Path) -> None:
 
 
 def _prefix(run: Folder) -> str:
-    """How the names of a run's folders begin."""
+    """Prefix of the names of a run's folders."""
     return f"rayograph-{hashlib.sha256(run.uri.encode()).hexdigest()[:12]}-"

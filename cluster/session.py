@@ -13,19 +13,19 @@ OBJECT_STORE_BYTES = 512 << 20  # enough for the blocks in flight of a laptop ru
 
 @dataclass(frozen=True)
 class Resources:
-    """What the connected cluster has in all."""
+    """Totals of the connected cluster."""
 
     cpus: int
     gpus: int
-    node_cpus: int  # of the largest node: what one process can be given
+    node_cpus: int  # of the largest node: the most that one process can reserve
 
     @property
     def accelerator(self) -> dict[str, float]:
-        """Ray resources of one process that computes: one GPU where there are any, else all the CPUs of a laptop."""
+        """Ray resources of one computing process: one GPU if the cluster has any, else one CPU."""
         return {"num_gpus": 1, "num_cpus": 1} if self.gpus else {"num_cpus": 1}
 
     def cpus_each(self, processes: int) -> int:
-        """CPUs that each of so many processes can be given."""
+        """CPUs that each of `processes` can reserve."""
         return min(max(self.cpus // processes, 1), self.node_cpus)
 
 
@@ -34,7 +34,7 @@ def session() -> Iterator[Resources]:
     """Connect to the cluster named by RAY_ADDRESS, or start one on this machine and stop it at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_task_oom_retries", "3")  # of a task that takes too much memory; Ray's own is no limit
+    os.environ.setdefault("RAY_task_oom_retries", "3")  # out of memory; no limit by default
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -61,16 +61,8 @@ def session() -> Iterator[Resources]:
             ray.shutdown()
 
 
-
-
-
-
-
-
-
-
 def use_cores(count: int | None = None) -> None:
-    """Let torch use so many cores, or every one of this node: Ray limits a worker to the CPUs it reserved."""
+    """Set torch's threads to `count`, or to all cores of this node: Ray limits a worker to the CPUs it reserved."""
     import torch
 
     torch.set_num_threads(cores() if count is None else count)

@@ -116,18 +116,18 @@ class Folder:
         return self.filesystem.get_file_info(f"{self.path}/{name}").type != FileType.NotFound
 
     def size(self, name: str) -> int | None:
-        """Bytes of one file, or None when it is not there."""
+        """Bytes of one file, or None if it does not exist."""
         return self.filesystem.get_file_info(f"{self.path}/{name}").size
 
     def names(self, suffix: str = "") -> list[str]:
-        """Sorted names of the committed entries directly below this folder; empty when the folder is not there."""
+        """Sorted names of the committed entries directly below this folder; empty if the folder does not exist."""
         from pyarrow.fs import FileSelector
 
         found = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
         return sorted(f.base_name for f in found if f.base_name.endswith(suffix) and not f.base_name.startswith("."))
 
     def is_empty(self) -> bool:
-        """Whether the folder holds nothing, hidden or not, but what writes of ours that were cut off have left."""
+        """Whether the folder holds nothing, hidden or not, except temporary files of interrupted writes."""
         from pyarrow.fs import FileSelector
 
         found = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
@@ -139,7 +139,7 @@ class Folder:
             return stream.read()
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The JSON object stored as `name`, or None when there is none."""
+        """The JSON object stored as `name`, or None if there is none."""
         try:
             return json.loads(self.read(name))
         except FileNotFoundError:
@@ -152,11 +152,11 @@ class Folder:
         """Commit `data` as `name` in one atomic step.
 
         Args:
-            name: Of the file.
-            data: All that it holds.
-            replace: False leaves a file that is there as it is, so that a straggler cannot undo what came after it
-                (atomically on a disk and on S3; elsewhere existence is checked before the rename).
-            private: On a disk, only its owner may read the file.
+            name: of the file.
+            data: its content.
+            replace: False leaves an existing file as it is, so that a straggler cannot undo later work (atomic on a
+                disk and on S3; elsewhere existence is checked before the rename).
+            private: on a disk, only its owner may read the file.
 
         Raises:
             OSError: names the file; nothing of it is visible.
@@ -174,12 +174,12 @@ class Folder:
         self.write(name, json.dumps(value, indent=2, default=str).encode() + b"\n")
 
     def remove(self, name: str) -> None:
-        """Remove one file if it is there."""
+        """Remove one file if it exists."""
         if self.exists(name):
             self.filesystem.delete_file(f"{self.path}/{name}")
 
     def clear(self, marker: str) -> None:
-        """Remove all that the folder holds but the file `marker`, which tells that the folder is ours.
+        """Remove everything in the folder except the file `marker`, which marks the folder as ours.
 
         Raises:
             UserError: there is no such file.
@@ -187,7 +187,7 @@ class Folder:
         from pyarrow.fs import FileSelector, FileType
 
         if not self.exists(marker):
-            raise UserError(f"{self.uri} is not cleared: without {marker} its files may be somebody else's")
+            raise UserError(f"{self.uri} is not cleared: without {marker} its files may belong to somebody else")
         for found in self.filesystem.get_file_info(FileSelector(self.path)):
             if found.type == FileType.Directory:
                 self.filesystem.delete_dir(found.path)

@@ -1,4 +1,4 @@
-"""One function run apart from the driver: on an accelerator, or in a process that costs it neither memory nor life."""
+"""Run one function outside the driver: on an accelerator, or in a process whose memory and crashes are its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 def compute(resources: Resources, function: Callable[..., T], *args: Any) -> T:
     """Run `function(*args)` in one Ray task on an accelerator (or the CPUs of one node) and return its result.
 
-    Exceptions of the function are raised here as they are, so that a user's mistake keeps its type and text.
+    Exceptions of the function are raised here as they are, so that a UserError keeps its type and text.
     """
     import ray
     from ray.exceptions import RayTaskError
@@ -35,10 +35,10 @@ def compute(resources: Resources, function: Callable[..., T], *args: Any) -> T:
 
 
 def apart(function: Callable[..., T], *args: Any) -> T:
-    """Run `function(*args)` in a new process of this machine and return its result: what it held goes with it.
+    """Run `function(*args)` in a new process of this machine, whose memory is freed at its end, and return its result.
 
-    The process imports the function's module and not the caller's script, which may have no `__main__` guard.
-    Exceptions of the function are raised here as they are.
+    The process imports the module of the function, not the caller's script, which may lack a `__main__` guard.
+    Exceptions of the function are re-raised here.
 
     Raises:
         RuntimeError: the process was killed.
@@ -50,7 +50,7 @@ def apart(function: Callable[..., T], *args: Any) -> T:
                                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
         if not result.exists():
             raise RuntimeError(f"{function.__module__}.{function.__qualname__} was killed (exit code "
-                               f"{ended.returncode}), in most cases for want of memory")
+                               f"{ended.returncode}), most often because the machine ran out of memory")
         value, error = pickle.loads(result.read_bytes())  # noqa: S301
     if error:
         raise error
@@ -58,7 +58,7 @@ def apart(function: Callable[..., T], *args: Any) -> T:
 
 
 def _answer() -> None:
-    """Of the process that `apart` starts: what to do comes by its input, what comes of it goes to the file named."""
+    """Entry point of the subprocess: the call arrives pickled on stdin, the result goes to the file named by argv."""
     function, args = pickle.load(sys.stdin.buffer)  # noqa: S301
     value, error = None, None
     try:
@@ -75,9 +75,9 @@ class IsolatedTask:
     """Runs a function in its own process; returns {} if that process dies.
 
     Args:
-        name: `module:function`, which is imported there only.
+        name: `module:function`, imported only in that process.
         needs: arguments of `ray.remote`.
-        arguments: of the function, beside those of the call.
+        arguments: of the function, in addition to those of the call.
     """
 
     name: str

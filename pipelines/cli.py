@@ -12,16 +12,16 @@ from pipelines.graph.declared import declared
 USAGE = """\
 rayograph: from unlabelled chest X-rays to a published generator and a synthetic corpus
 
-  rayograph run   [key=value …]   the whole path, each stage only where its work is not yet done
+  rayograph run   [key=value …]   all stages in order, skipping those that are up to date
   rayograph STAGE [key=value …]   one stage (or one node of the graph, by its name):
 
 {stages}
 
 Settings most used
-  profile=demo                    the size of everything
+  profile=demo                    size of everything
   data=phantom | folder | …       with data.root=PATH: [train|val|test/][class/]image
   graph=path | arms               each stage once, or several corpora side by side
-  storage=DIR name=NAME           results are left in DIR/NAME/STAGE
+  storage=DIR name=NAME           results are written to DIR/NAME/STAGE
   seed=0
 A stage's own settings, each with a sentence: rayograph STAGE --help; all as YAML: rayograph run --cfg job
 
@@ -55,14 +55,14 @@ def main() -> None:
 
 
 def mistake(message: str) -> int:
-    """Tell the user, on one line, what to mend; returns the exit code."""
+    """Print a user error on one line; returns the exit code."""
     lines = (line.strip() for line in message.splitlines())
     print("rayograph:", "; ".join(line for line in lines if line), file=sys.stderr)
     return 2
 
 
 def _hydra(command: str, overrides: list[str]) -> int:
-    """Let Hydra compose the settings and call the command with them (several times under --multirun)."""
+    """Compose the settings with Hydra and call the command with them (several times under --multirun)."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -125,7 +125,7 @@ def _execute(command: str, config: Any, written: set[str]) -> int:
             write_metrics(settings)
             print(summary(settings))
             if not worked:
-                print("nothing to do: every stage was done before with these settings")
+                print("nothing to do: all stages are up to date")
             return 0
         nodes = [command] if command in settings.graph else settings.nodes(command)
         if not nodes:
@@ -138,11 +138,11 @@ def _execute(command: str, config: Any, written: set[str]) -> int:
         return 0
     except UserError as error:
         return mistake(str(error))
-    except (FloatingPointError, StorageUnavailable) as error:  # the user's to mend, but no mistake in the command
+    except (FloatingPointError, StorageUnavailable) as error:  # for the user to fix, but not an error in the command
         mistake(str(error))
         return 1
     except KeyboardInterrupt:
-        print("rayograph: interrupted; the same command goes on from here", file=sys.stderr)
+        print("rayograph: interrupted; the same command resumes from here", file=sys.stderr)
         return 130
     except Exception:
         traceback.print_exc()

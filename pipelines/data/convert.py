@@ -1,7 +1,7 @@
-"""Ray Data operator of ingest: a shard of the manifest to committed images, and to quarantine what was read and is bad.
+"""Ray Data operator of ingest: converts a shard of the manifest to images, and quarantines those that are bad.
 
-A shard's quarantine rows are committed before its images, and the images' file marks the shard as done: a run killed
-anywhere goes on with the shards that are missing and neither loses nor doubles an image.
+A shard's quarantine rows are committed before its images, and the images' file marks the shard as done: after a kill
+the missing shards are converted, and no image is lost or doubled.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pipelines.tables.parquet import read_shard, shard_name, write_shard
 from pipelines.tables.schemas import IMAGES, QUARANTINE
 from pipelines.tables.shards import Row, RowOperator
 
-FRONTAL = ("PA", "AP", "FRONTAL", "POSTERO", "ANTERO")  # how names of frontal views begin
+FRONTAL = ("PA", "AP", "FRONTAL", "POSTERO", "ANTERO")  # prefixes of the names of frontal views
 
 
 class Convert(RowOperator):
     """Decodes, cleans and commits one shard.
 
     Args:
-        folder: of the stage, with `manifest`, `images` and `quarantine`.
-        settings: what to make of the images.
+        folder: of the stage; contains `manifest`, `images` and `quarantine`.
+        settings: how to clean the images.
     """
 
     def __init__(self, folder: Folder, settings: Data) -> None:
@@ -49,7 +49,7 @@ class Convert(RowOperator):
             if self.settings.frontal and row["view"] and not row["view"].upper().startswith(FRONTAL):
                 raise Refused("not_frontal", f"the view is {row['view']}")
             decoded = find_source(self.settings.source).load(row, self.settings)
-        except (OSError, UserError, MemoryError):  # of the storage, the list or the node: nothing against this image
+        except (OSError, UserError, MemoryError):  # due to the storage, the listing or the node, not to this image
             raise
         except Refused as refused:
             return row | {"reason": refused.reason, "detail": str(refused)}
@@ -65,7 +65,7 @@ class Convert(RowOperator):
         }
 
     def killed(self, row: Row) -> Row:
-        return row | {"reason": "killed_its_worker", "detail": "decoding it ends the process, by a crash or for memory"}
+        return row | {"reason": "killed_its_worker", "detail": "decoding it crashes the process or exhausts its memory"}
 
     def commit(self, shard: int, rows: list[Row]) -> tuple[int, int]:
         refused = [row for row in rows if "reason" in row]
@@ -75,16 +75,16 @@ class Convert(RowOperator):
         return len(rows), bad
 
     def _write(self, shard: int, kept: pa.Table, refused: Sequence[Row]) -> None:
-        if self.images.exists(shard_name(shard)):  # another attempt was faster: its rows and refusals belong together
+        if self.images.exists(shard_name(shard)):  # by another attempt, with its quarantine rows
             return
         if refused:
             write_shard(self.quarantine, shard, quarantine_rows(*(
                 [row[name] for row in refused] for name in ("uri", "reason", "detail"))))
         else:
-            self.quarantine.remove(shard_name(shard))  # of an attempt that was cut off, and failed where this did not
+            self.quarantine.remove(shard_name(shard))  # left by an interrupted attempt with other failures
         write_shard(self.images, shard, kept, replace=False)
 
 
 def quarantine_rows(uri: Any, reason: Any, detail: Any) -> pa.Table:
-    """Rows of the quarantine, of columns of equal length."""
+    """A quarantine table from columns of equal length."""
     return pa.table([uri, ["ingest"] * len(uri), reason, detail], names=QUARANTINE.names).cast(QUARANTINE)

@@ -1,7 +1,7 @@
-"""Copies of a picture: who shows in them counts as one person, and of the copies one stays.
+"""Duplicates: patients who share an image are treated as one person, and one copy of each image is kept.
 
-What is to be done is decided once, from small columns, in a task of its own; then every shard that changes is rewritten
-by a task, which may be killed and run again.
+The decisions are made once, from small columns, in a task of their own; then each shard that changes is rewritten by a
+task that may be killed and repeated.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pipelines.tables.shards import ShardOperator, run_shards
 
 DECIDED = "decided.parquet"  # in the manifest's folder
 DUPLICATES = "duplicates.parquet"  # in the quarantine
-COLUMNS = ("row", "uri", "sha256", "split", "patient_id", "phash", *STATES)
+COLUMNS = ("row", "uri", "sha256", "split", "patient_id", "phash", "structures", *STATES)
 
 
 def deduplicate(folder: Folder, settings: Data) -> None:
-    """Keep each person in one split and, unless data.deduplicate=false, one image of those that are one picture.
+    """Keep each person in one split and, unless data.deduplicate=false, one copy of each image.
 
-    Patients who share a picture count as one person under several names: all their images go to the most held-out of
-    their splits (test, then val, then train). Of copies that stays of which most findings are known, then the most
-    held-out one, then the first of the manifest.
-    Killed anywhere, a second call comes to the same end.
+    Patients who share an image count as one person under several names: all their images go to the most held-out of
+    their splits (test, then val, then train). Of several copies the one with the most known findings is kept; ties go
+    to the most structures in its mask, then to the most held-out split, then to the order of the manifest.
+    After a kill, a second call reaches the same result.
     """
     import ray
 
@@ -53,14 +53,14 @@ def _decide(folder: Folder, settings: Data) -> None:
 
 
 def decide(images: pa.Table, settings: Data) -> pa.Table:
-    """The images that do not stay as they are, in order of `row`.
+    """The images that are dropped or change their split, in order of `row`.
 
     Args:
         images: COLUMNS of all images.
-        settings: what counts as a copy, and whether copies go.
+        settings: what counts as a duplicate, and whether duplicates are dropped.
 
     Returns:
-        `row` and `uri`, the `split` they go to, or null and `detail` where they go.
+        `row`, `uri`, and the new `split`; or for dropped images null, and the reason in `detail`.
     """
     hashes = _hashes(images["phash"]) if settings.near_duplicates is not None and images.num_rows else None
     group = groups(_numbers(images["sha256"]), hashes, settings.near_duplicates)
@@ -70,23 +70,24 @@ def decide(images: pa.Table, settings: Data) -> pa.Table:
     np.maximum.at(final, person, held_out)
     keeper = np.arange(len(group))
     if settings.deduplicate:
-        known = sum(pc.fill_null(pc.list_value_length(images[state]), 0).to_numpy() for state in STATES)
-        best_first = np.lexsort((-held_out, -known, group))
+        known, outlined = (sum(pc.fill_null(pc.list_value_length(images[name]), 0).to_numpy() for name in names)
+                           for names in (STATES, ["structures"]))
+        best_first = np.lexsort((-held_out, -outlined, -known, group))
         _, heads = np.unique(group[best_first], return_index=True)
         keeper = best_first[heads][group]
-    goes = keeper != np.arange(len(group))
-    rows = np.flatnonzero(goes | (final[person] != held_out))
+    dropped = keeper != np.arange(len(group))
+    rows = np.flatnonzero(dropped | (final[person] != held_out))
     chosen, stays = images.take(rows), images.take(keeper[rows])
     equal = pc.equal(chosen["sha256"], stays["sha256"]).to_pylist()
-    details = [f"{'the same content as' if same else 'nearly the same picture as'} {uri}" if lost else None
-               for lost, same, uri in zip(goes[rows], equal, stays["uri"].to_pylist(), strict=True)]
-    splits = [None if lost else SPLITS[k] for lost, k in zip(goes[rows], final[person[rows]], strict=True)]
+    details = [f"{'the same content as' if same else 'nearly the same image as'} {uri}" if lost else None
+               for lost, same, uri in zip(dropped[rows], equal, stays["uri"].to_pylist(), strict=True)]
+    splits = [None if lost else SPLITS[k] for lost, k in zip(dropped[rows], final[person[rows]], strict=True)]
     return pa.table({"row": chosen["row"], "uri": chosen["uri"], "split": pa.array(splits, pa.string()),
                      "detail": pa.array(details, pa.string())}).sort_by("row")
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """Equal numbers for equal values, int (N,)."""
+    """An integer code per distinct value, int (N,)."""
     return column.combine_chunks().dictionary_encode().indices.to_numpy()
 
 
@@ -96,7 +97,7 @@ def _hashes(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _by_shard(decided: pa.Table, shard_rows: int) -> list[pa.Table]:
-    """The decisions of each shard that has any, which `shard` numbers."""
+    """One table of decisions for each shard that has any, with the shard's number in `shard`."""
     shard = (decided["row"].to_numpy() // shard_rows).astype(np.int32)
     decided = decided.append_column("shard", pa.array(shard))
     numbers, starts, counts = np.unique(shard, return_index=True, return_counts=True)
@@ -104,7 +105,7 @@ def _by_shard(decided: pa.Table, shard_rows: int) -> list[pa.Table]:
 
 
 class Apply(ShardOperator):
-    """Rewrites one shard of images without those that go, and the others in the splits decided."""
+    """Rewrites one shard of images without the dropped ones and with the decided splits."""
 
     def __init__(self, images: Folder) -> None:
         self.images = images
@@ -118,7 +119,7 @@ class Apply(ShardOperator):
 
 
 def apply(shard: pa.Table, decided: pa.Table) -> pa.Table:
-    """A shard without the images that are to go, the others in the splits that were decided."""
+    """A shard without the dropped images and with the decided splits."""
     place = pc.index_in(shard["row"], decided["row"].combine_chunks())
     decision = decided["split"].take(place)
     column = shard.schema.get_field_index("split")

@@ -1,5 +1,4 @@
-"""Which images show the same picture: equal by content, or nearly so by perceptual hash, in time and memory linear
-in their number."""
+"""Groups of duplicate images, by content or by near-equal perceptual hash, in linear time and memory."""
 
 from __future__ import annotations
 
@@ -10,17 +9,17 @@ import numpy as np
 
 BITS = 256
 KEY_BITS = 56  # of a band, at most: with the shift within a byte they fit into 64
-PAIRS = 1 << 20  # kept until they are joined
-NEIGHBOURS = 48  # compared with each image of a band; there are more with one key only among very many alike
+PAIRS = 1 << 20  # collected before they are merged
+NEIGHBOURS = 48  # compared with each image of a band; more share a key only among very many near-identical images
 
 
 def groups(ids: Sequence[str] | np.ndarray, hashes: np.ndarray | None, radius: int | None) -> np.ndarray:
-    """Number of the group of equal pictures that each image belongs to, int (N,).
+    """Number of the group of duplicates that each image belongs to, int (N,).
 
     Args:
-        ids: Equal where contents are.
-        hashes: Perceptual hashes, uint8 (N, 32), or None to go by ids alone.
-        radius: Bits that hashes of near-duplicates differ in, at most; None to go by ids alone.
+        ids: equal if and only if the contents are.
+        hashes: perceptual hashes, uint8 (N, 32), or None to use ids only.
+        radius: Hamming distance of near-duplicates, at most; None to use ids only.
     """
     _, group = np.unique(np.asarray(ids), return_inverse=True)
     if radius is None or hashes is None or not len(group):
@@ -39,11 +38,11 @@ def _all(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.nda
 
 
 def joined(group: np.ndarray, links: np.ndarray | tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Numbers of the connected parts when what is in one group belongs together, and so do `links`.
+    """Numbers of the connected components of a grouping merged with `links`, int (N,).
 
     Args:
         group: int (N,).
-        links: Numbers of a second grouping, int (N,), or pairs of rows.
+        links: numbers of a second grouping, int (N,), or pairs of rows.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -63,13 +62,13 @@ def _first(group: np.ndarray) -> np.ndarray:
 
 
 def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of pairs whose hashes differ in no more than `radius` bits, some at a time; a pair may come several times.
+    """Pairs of rows whose hashes differ in at most `radius` bits, in batches; a pair may occur several times.
 
-    Cut into radius + 1 bands, two such hashes agree in one band at least (Manku, Jain and Sarma, WWW 2007). In each
-    band those that agree are neighbours in order, and each is compared with the next NEIGHBOURS.
+    Split into radius + 1 bands, two such hashes agree in at least one band (Manku, Jain and Sarma, WWW 2007). Sorted by
+    a band those that agree are adjacent, and each is compared with the next NEIGHBOURS.
     """
     words = np.ascontiguousarray(hashes).view(np.uint64)
-    order = np.lexsort(words.T)  # so that those alike lie side by side within a band's key too
+    order = np.lexsort(words.T)  # so that similar hashes are adjacent within equal keys, too
     for start, stop in itertools.pairwise(np.linspace(0, BITS, radius + 2).astype(int).tolist()):
         key = _key(hashes, start, stop)[order]
         by_key = np.argsort(key, kind="stable")

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
-from cluster.faults import read_listed
+from cluster.faults import holds_something, read_listed
 from cluster.storage import Folder
 from pipelines.data.image.picture import NOT_WANTED, Refused
 from pipelines.data.settings import Data
@@ -77,11 +77,12 @@ def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, l
     """Read and decode one file, and its masks if it has any.
 
     Args:
-        folder: URI that `name` and the masks' paths are relative to.
+        folder: URI that `name` and the masks' paths are relative to, where they are neither absolute nor URIs.
         name: Path of the image.
         row: Of the manifest.
         settings: What to make of it.
-        listed: Whether a listing of the folder named the file; else, where it is not there, nobody said that it was.
+        listed: Whether a listing named the file; else one that is not there is refused, unless the folder is missing or
+            empty, too.
         options: Further ones of `decode`.
 
     Raises:
@@ -104,14 +105,16 @@ def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, l
 
 
 def _read(folder: str, path: str, listed: bool) -> bytes:
-    if "://" in path or path.startswith("/"):
+    if path.startswith(f"{folder}/"):
+        path = path.removeprefix(f"{folder}/")
+    elif "://" in path or path.startswith("/"):
         folder, _, path = path.rpartition("/")
     if listed:
         return read_listed(connect(folder), path)
     try:
         return connect(folder).read(path)
     except FileNotFoundError as error:
-        if connect(folder).names():  # the folder of a mount that is missing is empty
+        if holds_something(connect(folder)):  # the folder of a mount that is missing is empty
             raise Refused("unreadable", "it is not there") from error
         return read_listed(connect(folder), path)
     except OSError:

@@ -1,7 +1,7 @@
-"""What the headers of listed files say, read shard by shard by Ray Data and committed as it comes.
+"""Metadata from the headers of listed files, read by Ray Data and committed shard by shard.
 
 A tree of a million DICOM files is read once, however often the command is killed. Identifiers are hashed in the worker
-that reads them: a patient's name is neither sent nor stored.
+that reads them: a patient's name is neither transferred nor stored.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from pipelines.data.settings import Data
 from pipelines.data.sources import find_source
 from pipelines.monitor.progress import bar
 from pipelines.tables.parquet import pending_shards, read_shard, shard_count, shard_name, write_shard
-from pipelines.tables.schemas import PLACED
+from pipelines.tables.schemas import HASHED_MANIFEST
 from pipelines.tables.shards import Row, RowOperator, run_shards
 from pipelines.tables.streaming import shard_numbers
 
-ROWS = 4_096  # headers of a shard
+ROWS = 4_096  # headers per shard
 LISTED, HEADERS = "listed", "headers"  # folders of the manifest
 
 
 def list_headers(out: Folder, listed: pa.Table) -> int:
-    """Commit the rows of a source's manifest whose files' headers are to be read.  Returns how many there are."""
+    """Commit the listed rows whose files' headers must be read.  Returns their number."""
     for index in pending_shards(out / LISTED, shard_count(listed.num_rows, ROWS)):
         write_shard(out / LISTED, index, listed.slice(index * ROWS, ROWS))
     return listed.num_rows
 
 
 def read_headers(out: Folder, rows: int, settings: Data, salt: Salt) -> None:
-    """Commit those of the listed rows that are images to HEADERS, as their files describe them, identifiers hashed
-    (schemas.PLACED); what a command that was cut off has read is not read again.
+    """Commit the listed rows that are images to HEADERS, with the metadata of their files and hashed identifiers
+    (schemas.HASHED_MANIFEST); what an interrupted command has read is not read again.
 
     Args:
-        out: of the manifest.
-        rows: that were listed.
-        settings: what to take.
+        out: folder of the manifest.
+        rows: number of listed rows.
+        settings: which images are in scope.
         salt: of the identifiers.
     """
     pending = pending_shards(out / HEADERS, shard_count(rows, ROWS))
@@ -63,6 +63,6 @@ class Describe(RowOperator):
         return hide_row(row | {"patient_id": row["path"]}, self.salt)
 
     def commit(self, shard: int, rows: list[Row]) -> tuple[int, int]:
-        table = pa.Table.from_pylist([row for row in rows if row], schema=PLACED)
+        table = pa.Table.from_pylist([row for row in rows if row], schema=HASHED_MANIFEST)
         write_shard(self.headers, shard, table, replace=False)
         return len(rows), 0

@@ -1,7 +1,7 @@
-"""Stage `ingest`: images of any source to clean, split, de-duplicated Parquet, one bad image costing one image.
+"""Stage `ingest`: images of any source to clean, split, de-duplicated Parquet; one bad image costs one image.
 
-The manifest is written once, in numbered shards, and Ray Data runs over their numbers (`convert`); then copies are
-found and the shards that hold them rewritten (`deduplicate`). Killed anywhere, the same command comes to the same end.
+The manifest is written once, in numbered shards, and Ray Data runs over their numbers (`convert`); then duplicates are
+found and their shards rewritten (`deduplicate`). After a kill the same command reaches the same result.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from pipelines.tables.schemas import QUARANTINE
 from pipelines.tables.shards import run_shards
 from pipelines.tables.streaming import shard_numbers
 
-ENOUGH = 1_000  # images seen, from which on too many bad ones stop the run before its end
+ENOUGH = 1_000  # images after which too many bad ones stop the run early
 
 
 def ingest(stage: Stage) -> Metrics:
     """Returns counts of images, refused images and patients, by split and finding, the label report, and images/s.
 
     Raises:
-        StorageUnavailable: the storage fails on every node, or again and again for one image.
+        StorageUnavailable: the storage fails on every node, or repeatedly for one image.
         UserError: too many images are bad, or none is usable.
     """
     data, folder = stage.section(Data), stage.folder
     images, quarantine = folder / "images", folder / "quarantine"
     rows = write_manifest(folder / "manifest", data, stage.seed, Folder(stage.settings.storage))
     pending = pending_shards(images, shard_count(rows, data.shard_rows))
-    mixed = np.random.default_rng(0).permutation(pending).tolist()  # so that the first shards tell of all
+    mixed = np.random.default_rng(0).permutation(pending).tolist()  # so that the first shards represent the whole set
     with bar("ingest", rows) as shown:
         shown.to(rows - sum(min(data.shard_rows, rows - index * data.shard_rows) for index in pending))
         speed = run_shards(Convert(folder, data), shard_numbers(mixed), shown, BadImages(rows, quarantine, data))
     deduplicate(folder, data)
     counts = summarise(images, quarantine)
     if counts["images"] + counts["quarantined"] != rows:
-        raise RuntimeError(f"{folder.uri} holds {counts['images']} images and {counts['quarantined']} refused ones of "
-                           f"{rows}; remove it to have it done again")
+        raise RuntimeError(f"{folder.uri} holds {counts['images']} images and {counts['quarantined']} rejected ones of "
+                           f"{rows}; remove it and run the stage again")
     check(counts, quarantine, data)
     for line in label_lines(counts["label_report"]):
         say(f"ingest: {line}")
@@ -64,12 +64,12 @@ def ingest(stage: Stage) -> Metrics:
 
 
 def observed(settings: Settings) -> dict[str, Any]:
-    """What beside the settings shapes the result: what the source lists, and which salt hashes identifiers."""
+    """External inputs of the result: a hash of the listing, and which salt hashes the identifiers."""
     return {"data.listed": look(settings.data, settings.seed), "data.salt": identifiers.which_salt()}
 
 
 class BadImages:
-    """Stops the run once enough images were seen and too many of them are bad."""
+    """Stops the run once ENOUGH images were processed and too many of them are bad."""
 
     def __init__(self, total: int, quarantine: Folder, settings: Data) -> None:
         self.enough, self.quarantine, self.limit = min(total, ENOUGH), quarantine, settings.max_bad_fraction
@@ -83,12 +83,12 @@ class BadImages:
 
 
 def too_many(bad: int, seen: int, limit: float, quarantine: Folder) -> UserError:
-    return UserError(f"{bad} of {seen} images are bad, more than data.max_bad_fraction={limit}{_example(quarantine)}; "
-                     f"all are listed in {quarantine.uri}")
+    return UserError(f"{bad} of {seen} images are bad, more than data.max_bad_fraction={limit} allows"
+                     f"{_example(quarantine)}; all are listed in {quarantine.uri}")
 
 
 def summarise(images: Folder, quarantine: Folder) -> Metrics:
-    """Counts of all, shard by shard."""
+    """Counts over the whole set, shard by shard."""
     splits: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     patients = pa.array([], pa.string())
@@ -114,26 +114,26 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _example(quarantine: Folder) -> str:
-    """One bad image, in words."""
+    """One bad image with its reason, in words."""
     for shard in iterate_shards(quarantine, QUARANTINE.names):
         for row in shard.to_pylist():
             if row["reason"] not in NOT_WANTED:
-                return f" (for one {row['uri']}: {row['reason']}, {row['detail']})"
+                return f" (for example {row['uri']}: {row['reason']}, {row['detail']})"
     return ""
 
 
 def check(counts: Metrics, quarantine: Folder, settings: Data) -> None:
-    """Raise UserError when too little is left to learn from; say what was refused."""
+    """Raise UserError if too many images are bad or none is usable; report what was rejected."""
     bad = counts["quarantined"] - sum(counts["reasons"].get(reason, 0) for reason in NOT_WANTED)
     seen = counts["images"] + counts["quarantined"]
     if bad > settings.max_bad_fraction * seen:
         raise too_many(bad, seen, settings.max_bad_fraction, quarantine)
-    told = ", ".join(f"{n} {reason}" for reason, n in counts["reasons"].items())
+    rejected = ", ".join(f"{n} {reason}" for reason, n in counts["reasons"].items())
     if bad:
-        told += _example(quarantine)
+        rejected += _example(quarantine)
     if not counts["images"]:
-        raise UserError(f"none of the {seen} images is usable; quarantined: {told or 'none'}")
+        raise UserError(f"none of the {seen} images is usable; quarantined: {rejected or 'none'}")
     if empty := split.empty(counts["splits"]):
-        say(f"ingest: no usable image is left for {' and '.join(empty)}, and nothing can be learned without")
-    if told:
-        say(f"ingest: in quarantine {told}")
+        say(f"ingest: no usable image is left for {' and '.join(empty)}; training needs all three splits")
+    if rejected:
+        say(f"ingest: in quarantine {rejected}")

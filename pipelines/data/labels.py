@@ -1,4 +1,4 @@
-"""Findings of a table of images: their names, their states, and how many of each a source has."""
+"""Findings in a table of images: names, states, and counts per source."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pipelines.data.findings import FINDINGS
 from pipelines.tables.parquet import READERS, read_shard
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
-STATES = ("labels", "absent")  # the columns that tell them
+STATES = ("labels", "absent")  # the columns that hold them
 
-Report = dict[str, dict[str, Any]]  # by source: `images`, and `findings`: by finding the images in each of its states
+Report = dict[str, dict[str, Any]]  # source → `images`, and `findings`: finding → number of images in each state
 
 
 def known_labels(table: pa.Table) -> list[str]:
-    """The findings that are present in an image of the table or more, sorted."""
+    """The findings that are present in at least one image of the table, sorted."""
     return sorted(pc.unique(pc.list_flatten(table["labels"]).drop_null()).to_pylist())
 
 
@@ -39,7 +39,7 @@ def label_states(table: pa.Table, findings: Sequence[str]) -> np.ndarray:
 
 
 def label_report(images: Folder) -> Report:
-    """Present, absent and unknown for every source and finding of a table of images; a few shards in memory at once."""
+    """Numbers of present, absent and unknown per source and finding; a few shards are in memory at once."""
     total: Counter[str] = Counter()
     stated: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: {name: Counter() for name in STATES})
     with ThreadPoolExecutor(READERS) as pool:
@@ -57,7 +57,7 @@ def label_report(images: Folder) -> Report:
 
 
 def _count(images: Folder, shard: str) -> tuple[Counter[str], dict[tuple[str, str], Counter[str]]]:
-    """Images by source, and by source and column the images of each finding, of one shard."""
+    """Of one shard: images per source, and per source and column the images of each finding."""
     table = read_shard(images, shard, ["source", *STATES])
     found = {}
     for source in pc.unique(table["source"]).to_pylist():
@@ -69,7 +69,7 @@ def _count(images: Folder, shard: str) -> tuple[Counter[str], dict[tuple[str, st
 
 
 def present(report: Report) -> dict[str, int]:
-    """Images of each finding that is present in any, over all sources, the most frequent first."""
+    """Number of images in which each finding is present, over all sources, most frequent first."""
     total: Counter[str] = Counter()
     for source in report.values():
         total.update({finding: counts["present"] for finding, counts in source["findings"].items()})
@@ -77,7 +77,7 @@ def present(report: Report) -> dict[str, int]:
 
 
 def label_lines(report: Mapping[str, Any], most: int = 12) -> list[str]:
-    """A label report as lines of text: of each source its `most` frequent findings."""
+    """A label report as lines of text, with the `most` frequent findings of each source."""
     lines = []
     for source, counts in report.items():
         findings = sorted(counts["findings"].items(), key=lambda item: -item[1]["present"])

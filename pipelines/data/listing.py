@@ -1,6 +1,7 @@
 """What a source holds.
 
-Files are named relative to `data.root`, so that the images may move while a run is under way.
+Files are named relative to `data.root`, or where that is a list to the folder that its paths are relative to, so that
+the images may move while a run is under way.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ import pyarrow.compute as pc
 
 from pipelines.data.files import fair_draw
 from pipelines.data.settings import Data
-from pipelines.data.sources import find_source
+from pipelines.data.sources import find_source, image_folder
 from pipelines.tables.schemas import MANIFEST
 
 BATCH = 10_000  # rows hashed at a time
 
 
 def list_images(settings: Data, seed: int) -> pa.Table:
-    """The source's manifest, with `uri` relative to data.root where it lies below it.
+    """The source's manifest, with `uri` relative to the folder of the images where it lies below it.
 
     Of it `data.images` are drawn, unless only headers tell which files are images.
     """
     table = find_source(settings.source).manifest(settings, seed)
     if not table["patient_id"].null_count:
         table = fair_draw(table, settings.images)
-    if settings.root:
-        below, uri = f"{settings.root.rstrip('/')}/", table["uri"]
+    if folder := image_folder(settings):
+        below, uri = f"{folder.rstrip('/')}/", table["uri"]
         relative = pc.if_else(pc.starts_with(uri, below), pc.utf8_slice_codeunits(uri, len(below)), uri)
         table = table.set_column(table.schema.get_field_index("uri"), "uri", relative)
     return table
@@ -37,9 +38,10 @@ def list_images(settings: Data, seed: int) -> pa.Table:
 
 def present_uri(uri: str, settings: Data) -> str:
     """Where an image of the manifest lies now."""
-    if "://" in uri or uri.startswith("/") or not settings.root:
+    folder = image_folder(settings)
+    if "://" in uri or uri.startswith("/") or not folder:
         return uri
-    return posixpath.join(settings.root, uri)
+    return posixpath.join(folder, uri)
 
 
 def listing_hash(table: pa.Table) -> str:

@@ -21,16 +21,18 @@ from pipelines.data.files import fair_draw
 from pipelines.data.headers import HEADERS, list_headers, read_headers
 from pipelines.data.listing import list_images, listing_hash
 from pipelines.data.settings import Data
-from pipelines.data.sources import find_source
+from pipelines.data.sources import check_described, description_hash, find_source
 from pipelines.tables.parquet import read_columns, shard_count, write_shard
-from pipelines.tables.schemas import PLACED
+from pipelines.tables.schemas import HASHED_MANIFEST
 
 WHOLE = "manifest.json"  # marks the manifest as whole
 _lists: dict[str, tempfile.TemporaryDirectory] = {}  # what a command listed, until its manifest is written
 
 
 def look(settings: Data, seed: int) -> str:
-    """A hash of what the source lists now; the list is kept for `write_manifest`.
+    """A hash of the images that the source lists now and of all that it says of them.
+
+    The list is kept for `write_manifest`.
 
     Raises:
         UserError: the set is not there, or is not whole.
@@ -62,7 +64,7 @@ def write_manifest(out: Folder, settings: Data, seed: int, storage: Folder) -> i
 def _list(settings: Data, seed: int, aside: str) -> str:
     table = list_images(settings, seed)
     feather.write_feather(table, _file(aside), compression="uncompressed")
-    return listing_hash(table)
+    return "-".join(filter(None, (listing_hash(table), description_hash(settings))))
 
 
 def _list_headers(out: Folder, aside: str) -> int:
@@ -75,7 +77,10 @@ def _commit(out: Folder, settings: Data, salt: identifiers.Salt, aside: str) -> 
     listed = feather.read_table(_file(aside))
     told = identifiers.hide(listed.filter(pc.is_valid(listed["patient_id"])), salt)
     if told.num_rows < listed.num_rows:
-        told = fair_draw(pa.concat_tables([told, read_columns(out / HEADERS, PLACED.names)]), settings.images)
+        described = read_columns(out / HEADERS, HASHED_MANIFEST.names)
+        check_described(described, settings)
+        told = identifiers.unite(pa.concat_tables([told, described], promote_options="default"))
+        told = fair_draw(told, settings.images)
     if not told.num_rows:
         raise UserError(f"data.root={settings.root!r}: none of its {listed.num_rows} files is an image of "
                         f"data={settings.source}")

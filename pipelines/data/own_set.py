@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from typing import Any, Literal
 
-from cluster.errors import UserError
-from cluster.storage import Folder
+from cluster.errors import SetMistake, UserError
+from cluster.storage import Folder, absolute
 from pipelines.data.files import connect
 from pipelines.data.public_set import Card
 from pipelines.data.structures import STRUCTURES
@@ -88,12 +87,12 @@ class OwnSet:
 DEFAULTS = {item.name: item.default for item in fields(OwnSet)}
 
 
-@lru_cache(maxsize=16)
 def read_set(root: str) -> OwnSet:
     """The description at `root`, with absolute paths; a table there is one whose columns have the usual names.
 
     Raises:
-        UserError: it is no such description.
+        SetMistake: it is no such description.
+        UserError: it cannot be read.
     """
     root = Folder(root).uri
     if not root.lower().endswith(SUFFIXES):
@@ -109,17 +108,20 @@ def read_set(root: str) -> OwnSet:
         given: Any = OmegaConf.to_container(OmegaConf.create(read_bytes(root).decode()))
         if unknown := set(given) - set(DEFAULTS):
             key = min(unknown)
-            raise UserError(f"{root}: unknown key {key!r}; {suggestion(str(key), DEFAULTS)}")
+            raise SetMistake(f"{root}: unknown key {key!r}; {suggestion(str(key), DEFAULTS)}")
         if "masks" in given:  # the mapping that is given replaces the usual one
             given["masks"] = given["masks"] or {}
         values: Any = OmegaConf.to_container(OmegaConf.merge(
             OmegaConf.structured(schema(OwnSet)), {key: value for key, value in given.items() if key != "masks"}))
-    except (OmegaConfBaseException, YAMLError, TypeError, AttributeError) as error:
-        raise UserError(f"{root} describes no set: {error}") from error
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        raise SetMistake(f"{root} describes no set: {error}") from error
     found = OwnSet(**values | ({"masks": given["masks"]} if "masks" in given else {}))
-    found.check(root)
+    try:
+        found.check(root)
+    except UserError as error:
+        raise SetMistake(str(error)) from error
     found.table = within(base, found.table)
-    found.images = found.images and within(base, found.images)
+    found.images = found.images and absolute(within(base, found.images))
     return found
 
 

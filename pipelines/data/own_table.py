@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import UserError
+import numpy as np
+
+from cluster.errors import SetMistake
 from pipelines.data.files import BATCH
+from pipelines.data.own_cells import STATES, findings, identifier, joined, text
 from pipelines.data.own_set import DEFAULTS, OwnSet, read_bytes, within
 from pipelines.data.public_set import read_csv
 
@@ -16,14 +20,14 @@ if TYPE_CHECKING:
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
                "testing": "test"}
-STATES = ("labels", "absent", "uncertain")
 
 
 def read_table(described: OwnSet) -> pa.Table:
     """The table of a set; of CSV and TSV all cells are texts.
 
     Raises:
-        UserError: it cannot be read, or is no table.
+        SetMistake: it is no table.
+        UserError: it cannot be read.
     """
     from pyarrow import ArrowInvalid, parquet
 
@@ -34,7 +38,7 @@ def read_table(described: OwnSet) -> pa.Table:
         delimiter = "\t" if ".tsv" in described.table.rsplit("/", 1)[-1].lower() else ","
         return read_csv(content, gzipped=content[:2] == b"\x1f\x8b", delimiter=delimiter)
     except ArrowInvalid as error:
-        raise UserError(f"{described.table} is no table: {error}") from error
+        raise SetMistake(f"{described.table} is no table: {error}") from error
 
 
 class OwnTable:
@@ -44,7 +48,8 @@ class OwnTable:
         described: the set.
 
     Raises:
-        UserError: it cannot be read, or a column that is named is not there.
+        SetMistake: it is no table, or a column that is named is not there.
+        UserError: it cannot be read.
     """
 
     def __init__(self, described: OwnSet) -> None:
@@ -52,7 +57,7 @@ class OwnTable:
         self.names = set(self.table.column_names)
         key = described.key or next((name for name in ("uri", "path") if name in self.names), None)
         if key is None:
-            raise UserError(f"{described.table} has no column 'path' or 'uri'; it has "
+            raise SetMistake(f"{described.table} has no column 'path' or 'uri'; it has "
                             f"{', '.join(self.table.column_names)}")
         self.key = self._named(key)
         self.columns = {field: self._column(field) for field in ("patient", "study", "view", "split", *STATES)}
@@ -63,6 +68,8 @@ class OwnTable:
             for cell in cells}
         for column in described.label_columns:
             self._named(column)
+        self._image = self._numbers()
+        self.again = int((self._image >= 0).sum()) - len(np.unique(self._image[self._image >= 0]))
 
     @property
     def exhaustive(self) -> bool:
@@ -70,40 +77,54 @@ class OwnTable:
         return not self.described.label_columns and not self.columns["absent"]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows that name an image: `key`, and fields of the manifest; findings have canonical or the set's own names.
+        """One row per image, in the order of first mention: `key`, and fields of the manifest; findings as spelled.
+
+        Several rows of one image are joined; `again` counts those beyond the first.
 
         Raises:
-            UserError: a cell holds what is none of the values that are known.
+            SetMistake: a cell holds what is none of the values that are known, or rows of one image contradict.
         """
-        for batch in self.table.to_batches(BATCH):
-            for row in batch.to_pylist():
-                if row[self.key] not in (None, ""):
-                    yield self._row(row)
+        order = np.argsort(self._image, kind="stable")
+        order = order[(self._image < 0).sum() :]
+        cells = (row for batch in self.table.take(order).to_batches(BATCH) for row in batch.to_pylist())
+        for _, rows in itertools.groupby(zip(self._image[order], cells, strict=True), lambda row: row[0]):
+            yield joined([self._row(row) for _, row in rows], self.described.table)
+
+    def _numbers(self) -> np.ndarray:
+        """Of each row the number of the image that it names, -1 where it names none, int (N,)."""
+        import pyarrow as pa
+
+        base = self.described.folder()
+        keys = [self._key(cell) for cell in self.table[self.key].to_pylist()]
+        if self.described.key_is == "path":
+            keys = [key and within(base, key) for key in keys]
+        return pa.array(keys, pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy()
 
     def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         told = {field: row[column] for field, column in self.columns.items() if column}
-        text = {field: str(told[field]) if told.get(field) not in (None, "") else None
-                for field in ("patient", "study", "view")}
-        base = self.described.folder()
         return {
-            "key": str(row[self.key]), "patient_id": text["patient"], "study_id": text["study"], "view": text["view"],
+            "key": self._key(row[self.key]), "patient_id": identifier(told.get("patient")),
+            "study_id": identifier(told.get("study")), "view": text(told.get("view")),
             "split": self._split(told, row), **self._findings(told, row),
-            "masks": [{"name": structure, "path": within(base, row[column]), "rle": None}
+            "masks": [{"name": structure, "path": row[column], "rle": None}
                       for structure, column in self.masks.items() if row[column]],
         }
+
+    def _key(self, cell: Any) -> str | None:
+        return text(cell) if self.described.key_is == "path" else identifier(cell)
 
     def _split(self, told: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
         value = str(told.get("split") or "").strip()
         known = self.described.splits or SPLIT_NAMES
         split = known.get(value) or known.get(value.lower())
         if value and split is None:
-            raise UserError(f"{row[self.key]}: split {value!r} is none of {', '.join(known)}")
+            raise SetMistake(f"{row[self.key]}: split {value!r} is none of {', '.join(known)}")
         return split
 
     def _findings(self, told: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, list[str]]:
         spelled = self.described.spellings
         if not self.described.label_columns:
-            found = {state: cells(told.get(state), self.described.separator) for state in STATES}
+            found = {state: findings(told.get(state), self.described.separator) for state in STATES}
             return {state: [spelled.get(label, label) for label in labels] for state, labels in found.items()}
         found = {state: [] for state in STATES}
         for column in self.described.label_columns:
@@ -111,7 +132,7 @@ class OwnTable:
             if not cell:
                 continue
             if cell.casefold() not in self.states:
-                raise UserError(f"{self.described.table}, {row[self.key]}: {column} is {cell!r}, which none of "
+                raise SetMistake(f"{self.described.table}, {row[self.key]}: {column} is {cell!r}, which none of "
                                 "present_values, absent_values and uncertain_values holds")
             found[self.states[cell.casefold()]].append(spelled.get(column, column))
         return found
@@ -123,13 +144,6 @@ class OwnTable:
 
     def _named(self, column: str) -> str:
         if column not in self.names:
-            raise UserError(f"{self.described.table} has no column {column!r}; it has "
+            raise SetMistake(f"{self.described.table} has no column {column!r}; it has "
                             f"{', '.join(self.table.column_names)}")
         return column
-
-
-def cells(value: Any, separator: str) -> list[str]:
-    """A cell that is a list, or a text joined by `separator`."""
-    parts = (value or "").split(separator) if value is None or isinstance(value, str) else value
-    return [str(part).strip() for part in (parts if isinstance(parts, list) else [parts])
-            if part is not None and str(part).strip()]

@@ -28,52 +28,53 @@ def _without_roots(sets: Any) -> Any:
 
 @dataclass
 class Data:
-    """Where images come from and what they become."""
+    """Source of the images, cleaning, splits."""
 
     source: str = MISSING
-    """Module of pipelines.data.sources that reads the set."""
+    """Module of pipelines.data.sources that reads the data set."""
     root: str | None = execution(None)
-    """Folder of the images, or its URI; moving it changes nothing."""
+    """Folder of the images, or its URI; moving it makes nothing stale."""
     subset: str | None = None
-    """Which of the sets that a source holds, where it holds several."""
+    """Which subset to read, for sources with several (medmnist, configurations of huggingface)."""
     size: int = 64
     """Side of the square images, in pixels."""
     images: int | None = None
-    """How many to take, drawn fairly; null: all. The phantom has no end of them."""
+    """Number of images to use, sampled by a hash of their paths; null: all. Required for the phantom."""
     patient_regex: str | None = None
-    """Its groups (or whole match) in the relative path name the patient."""
+    """Regular expression on the relative path; its groups (or the whole match) identify the patient."""
     sets: Any = field(default=None, metadata={"outcome": _without_roots})
-    """Of a mix, those to take: names of folders below root, or for each name its source, root, subset, patient_regex
-    and images, or a YAML file that has these; null: all."""
+    """data=mix: the sets to combine, as a list of folder names below data.root, as a mapping from name to source, root,
+    subset, patient_regex and images, or as a YAML file with that mapping; null: all sets of the mix."""
     deduplicate: bool = True
-    """Move copies of a picture to quarantine."""
+    """Move duplicate images to quarantine."""
     near_duplicates: int | None = 10
-    """Of 256 bits of perceptual hash, so many may differ between copies; null: equal files only."""
+    """Images whose 256-bit perceptual hashes differ in at most this many bits are duplicates; null: only identical
+    files."""
     frontal: bool = False
-    """Take frontal views only, by what the set tells, else by aspect and symmetry."""
+    """Keep only frontal views, by the metadata of the set or else by aspect ratio and symmetry."""
     chest_only: bool = True
-    """Leave out DICOM files that name another part of the body; those that name none stay."""
+    """Skip DICOM files whose header names a body part other than the chest; files without one are kept."""
     crop_border: bool = True
-    """Leave out uniform borders: collimation, frames, padding."""
+    """Crop uniform borders: collimation, frames, padding."""
     fit: Literal["crop", "pad"] = "crop"
-    """The centre square (crop), or all of the picture on black (pad)."""
+    """crop: the centre square; pad: the whole image on black."""
     erase_text: bool = False
-    """Replace bright letters and lead markers near the edges by their ground."""
+    """Paint over bright text and lead markers near the edges with the surrounding gray."""
     val_fraction: float = 0.1
-    """Share of patients for val, where the source has no split of its own."""
+    """Fraction of patients in val, if the source has no split of its own."""
     test_fraction: float = 0.1
-    """Share of patients for test, where the source has no split of its own."""
+    """Fraction of patients in test, if the source has no split of its own."""
     min_side: int = 16
-    """Smaller images, in pixels, go to quarantine."""
+    """Images with a shorter side than this, in pixels, go to quarantine."""
     max_pixels: int = 200_000_000
-    """Larger images (decompression bombs) go to quarantine."""
+    """Images with more pixels than this (decompression bombs) go to quarantine."""
     max_bad_fraction: float = execution(0.2)
-    """A larger share of bad images stops the run."""
+    """A larger fraction of bad images stops the run."""
     shard_rows: int = 512
-    """Images in a file of a table."""
+    """Images per file of a table."""
 
     def resolve_paths(self) -> None:
-        """Make local roots mean the same in every process of a cluster."""
+        """Make local roots absolute, so that they mean the same in every process of a cluster."""
         self.root, base = _resolved(self.source, self.root), ""
         if isinstance(self.sets, str):
             base = os.path.dirname(absolute(self.sets))
@@ -83,16 +84,18 @@ class Data:
                          if isinstance(own, dict) and own.get("root") else own for name, own in self.sets.items()}
 
     @property
-    def roots(self) -> list[str]:
-        """Where the images lie, of a mix those of its sets that say where."""
-        own = self.sets.values() if isinstance(self.sets, dict) else ()
-        return [root for root in (self.root, *(options.get("root") for options in own if options)) if root]
+    def roots(self) -> list[tuple[str, str]]:
+        """Each root that is given, of a mix those of its sets too, and the source that reads it: (source, root)."""
+        own = self.sets if isinstance(self.sets, dict) else {}
+        given = [(self.source, self.root), *((options.get("source", name), options.get("root"))
+                                             for name, options in own.items() if options)]
+        return [(source, root) for source, root in given if root]
 
     def check(self) -> None:
         positive("data", self, "images", "min_side", "max_pixels", "shard_rows")
         fraction("data", self, "val_fraction", "test_fraction", "max_bad_fraction")
         _check_sets(self.sets)
-        for root in self.roots:
+        for _, root in self.roots:
             refuse_password("data.root", root)
         require(self.near_duplicates is None or 0 <= self.near_duplicates <= 16, "data.near_duplicates",
                 self.near_duplicates, "must be between 0 and 16 (bits), or null")
@@ -108,12 +111,26 @@ class Data:
                     from error
 
     def check_with(self, settings: Any) -> None:
-        """Raise UserError where results would lie among the raw images, or the other way round."""
+        """Raise UserError if results would be stored among the raw images, or the other way round."""
         run = f"{settings.storage}/{settings.name}"
-        for root in self.roots:
-            if overlaps(run, root):
-                raise UserError(f"data.root={root!r} and the results in {run!r} lie in one another; choose another "
+        for source, root in self.roots:
+            folder = _raw_folder(source, root)
+            if overlaps(run, folder):
+                images = "" if folder == root else f", whose images lie in {folder!r},"
+                raise UserError(f"data.root={root!r}{images} and the results in {run!r} overlap; choose another "
                                 "storage= or name=")
+
+
+def _raw_folder(source: str, root: str) -> str:
+    """Where the images lie; the root itself where only a file says so that is not on this disk, or is wrong."""
+    from pipelines.data.sources import raw_folder
+
+    if not os.path.isfile(root):
+        return root
+    try:
+        return raw_folder(source, root)
+    except UserError:  # told when the set is looked at
+        return root
 
 
 def _resolved(source: str | None, root: str | None, base: str = "") -> str | None:
@@ -134,9 +151,12 @@ def _check_sets(sets: Any) -> None:
     """Raise UserError where the sets of a mix are neither names, nor names with options."""
     require(sets is None or isinstance(sets, list | dict), "data.sets", sets,
             "must be names, or a source, a root and options for each name")
+    seen: dict[str, str] = {}
     for name, own in (sets.items() if isinstance(sets, dict) else ((name, None) for name in sets or ())):
         require(isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None, "data.sets", name,
                 "a name is letters, digits, '_' and '-'")
+        same = seen.setdefault(name.replace("-", "_"), name)
+        require(same == name, "data.sets", name, f"is the same name as {same!r}; - and _ count alike")
         require(own is None or isinstance(own, dict), f"data.sets.{name}", own,
                 f"must be some of {', '.join(OF_A_SET)}")
         for key in own or ():

@@ -31,7 +31,7 @@ def _named(path: str) -> Any:
 
 
 def register_schema() -> None:
-    """Tell Hydra the types and defaults of all settings."""
+    """Register the types and defaults of all settings with Hydra."""
     own: list[Any] = [("profile", str, MISSING), ("storage", str, MISSING), ("name", str, MISSING), ("seed", int, 0),
                       ("changed", str | None, None), ("report", bool, False)]
     sections: list[Any] = [(name, section, dataclasses.field(default_factory=section))

@@ -17,14 +17,14 @@ from cluster.errors import UserError
 
 
 def execution(default: Any) -> Any:
-    """A field that says how a stage is run, not what it makes: changing it redoes nothing."""
+    """A field that affects how a stage runs and not its result: changing it makes nothing stale."""
     return dataclasses.field(default=default, metadata={"execution": True})
 
 
 def outcome_settings(section: Any) -> dict[str, Any]:
-    """The fields of a section that shape a stage's result, without those of its execution.
+    """The fields of a section that affect a stage's result; those of its execution are left out.
 
-    Of a field with `outcome` in its metadata it is what that function leaves of the value.
+    A field with `outcome` in its metadata is represented by that function of its value.
     """
     return {field.name: field.metadata.get("outcome", lambda value: value)(getattr(section, field.name))
             for field in dataclasses.fields(section) if not field.metadata.get("execution", False)}
@@ -49,13 +49,13 @@ def fraction(section: str, settings: Any, *names: str) -> None:
 
 
 def check_choices(name: str, section: Any) -> None:
-    """Raise UserError for the first field, or list of a field, that holds none of the values of its `Literal` type."""
+    """Raise UserError for the first field whose value (or a list item of it) is not allowed by its `Literal` type."""
     for field, hint in get_type_hints(type(section)).items():
         if choices := _choices(hint):
             value = getattr(section, field)
-            wrong = [one for one in (value if isinstance(value, list) else [value]) if one not in choices]
-            told = ", ".join("null" if one is None else one for one in choices)
-            require(not wrong, f"{name}.{field}", value, f"must be one of {told}")
+            wrong = [item for item in (value if isinstance(value, list) else [value]) if item not in choices]
+            allowed = ", ".join("null" if choice is None else choice for choice in choices)
+            require(not wrong, f"{name}.{field}".lstrip("."), value, f"must be one of {allowed}")
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
@@ -68,7 +68,7 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 
 def schema(section: type) -> type:
-    """The section as OmegaConf reads it, which knows no `Literal` types: their fields are str there."""
+    """The section for OmegaConf, which does not support `Literal` types: such fields become str."""
     hints = get_type_hints(section)
     fields: list[Any] = [
         (field.name, _plain(hints[field.name]),

@@ -1,4 +1,4 @@
-"""What is wrong with an override, told before Hydra sees it: an unknown setting, or an unknown choice of a group."""
+"""Checks of command-line overrides before Hydra sees them: unknown settings and unknown choices of a group."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def keys() -> list[str]:
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Raise UserError naming the first override of what is not there, and what comes closest to it."""
+    """Raise UserError for the first override of an unknown key or choice, with the closest match."""
     choices, known = groups(), keys()
     for override in overrides:
         key, equals, value = override.lstrip("+~").partition("=")
@@ -43,7 +43,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def suggestion(word: str, known: Iterable[str], otherwise: str = "") -> str:
-    """What comes closest to a word; where nothing does, `otherwise`, or all that is known."""
+    """The closest match to a word, as a question; without one `otherwise`, or the list of known words."""
     known = list(known)
     if close := difflib.get_close_matches(word, known, 1):
         return f"did you mean {close[0]!r}?"

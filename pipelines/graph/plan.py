@@ -1,8 +1,8 @@
-"""Which nodes of the graph are done, begun or stale under the present settings.
+"""Which nodes of the graph are finished, begun or stale under the present settings.
 
-A node that ran to its end leaves `stage.json`; one that began leaves `begun.json`. Both carry the fingerprint of the
-settings, inputs and observed files that it was made from, so that nothing half-written and nothing of other settings is
-ever taken for its result. `begun.json` is also the mark of a folder that is ours: only what lies beside one is cleared.
+A finished node leaves `stage.json`, a node that began leaves `begun.json`. Both carry the fingerprint of the settings,
+inputs and observed files, so that neither partial results nor results of other settings are ever mistaken for the
+node's. `begun.json` also marks a folder as ours: only folders that contain one are cleared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import UserError
+from cluster.errors import SetMistake, UserError
 from cluster.faults import StorageUnavailable
 from cluster.session import Resources
 from pipelines.graph.fields import outcome_settings
@@ -32,12 +32,12 @@ INVALID = "invalid"  # the fingerprint of a folder that is about to be cleared
 
 
 class Plan:
-    """Fingerprints of all nodes under the present settings, and what of their work is on disk.
+    """Fingerprints of all nodes under the present settings, and the state of their results in the storage.
 
     Args:
         settings: of the run.
-        looked_at: nodes whose sources are looked at now; of all others `observed` is what it was when they ran, so that
-            a stage needs the raw data neither online nor listed.
+        looked_at: nodes whose raw data are listed now. For all others `observed` is what it was when they ran, so that
+            later stages need the raw data neither online nor listed.
     """
 
     def __init__(self, settings: Settings, looked_at: Collection[str] = ()) -> None:
@@ -70,6 +70,8 @@ class Plan:
             return begun.get("observed", {})
         try:
             return _load(self.spec(node).observed)(self.settings.of(node))
+        except SetMistake:
+            raise
         except (UserError, StorageUnavailable) as error:
             if self.record(node) is None:
                 raise
@@ -96,44 +98,44 @@ class Plan:
         return record is not None and record["fingerprint"] == self.fingerprint(node)
 
     def is_stale(self, node: str) -> bool:
-        """Whether the node's folder holds work, finished or not, of other settings or inputs, or what is not ours."""
+        """Whether the folder holds results, partial or not, of other settings or inputs, or files that are not ours."""
         begun = self.begun(node)
         if begun is None:
             return not (self.folder / node).is_empty()
         return begun["fingerprint"] != self.fingerprint(node)
 
     def differences(self, node: str) -> str:
-        """In words, why what lies in the node's folder is not what the present settings ask for."""
+        """Why the results in the node's folder do not match the present settings, in words."""
         begun = self.begun(node) or {}
         if begun.get("fingerprint") == INVALID:
-            return "its inputs were made anew"
+            return "its inputs were recomputed"
         before = begun.get("settings", {}) | begun.get("observed", {})
         now = self.chosen(node) | json.loads(json.dumps(self.observed(node)))
-        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-        told = [f"{key} {before.get(key)} → {now.get(key)}" for key in changed]
+        keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        changes = [f"{key} {before.get(key)} → {now.get(key)}" for key in keys]
         if begun.get("version", 1) != self.spec(node).version:
-            told.append(f"version of the stage {begun.get('version', 1)} → {self.spec(node).version}")
-        return ", ".join(told) or "its inputs changed"
+            changes.append(f"version of the stage {begun.get('version', 1)} → {self.spec(node).version}")
+        return ", ".join(changes) or "its inputs changed"
 
     def check_inputs(self, node: str, made: Collection[str] = ()) -> None:
-        """Raise UserError naming the first input that is missing or of other settings, and not `made` by then."""
+        """Raise UserError naming the first input that is missing or stale, unless it is among `made`."""
         for need in self.inputs(node):
             if need in made or self.is_done(need):
                 continue
-            why = f"was made with other settings ({self.differences(need)})" if self.is_stale(need) else "is not there"
+            why = f"was made with other settings ({self.differences(need)})" if self.is_stale(need) else "is missing"
             raise UserError(f"{node} needs {need}, which {why} in {self.folder.uri}; "
                             f"run `rayograph {need}` or `rayograph run` with the same settings first")
 
     def check(self, nodes: list[str], *, redo: bool) -> None:
-        """Raise UserError when `nodes`, in their order, cannot be brought up to date without losing what must be kept.
+        """Raise UserError if `nodes` cannot be brought up to date without losing results that must be kept.
 
         Args:
-            nodes: in an order in which each comes after those it needs.
-            redo: whether work of other settings may be cleared; that of protected stages takes changed=redo.
+            nodes: in topological order.
+            redo: whether results of other settings may be cleared; those of protected stages need changed=redo.
         """
-        anew: set[str] = set()  # nodes that start from nothing: what follows from them is made again
+        anew: set[str] = set()  # nodes that start from scratch: their followers are recomputed
         for node in nodes:
-            self.fingerprint(node)  # looks at the raw data: a wrong data.root is told before Ray starts
+            self.fingerprint(node)  # lists the raw data: a wrong data.root is reported before Ray starts
             follows = bool(anew & set(self.inputs(node)))
             if self.is_done(node) and not follows:
                 continue
@@ -142,65 +144,65 @@ class Plan:
             self.check_stale(node, redo=redo and not protected)
             begun = self.begun(node)
             if begun is not None and follows and protected:
-                raise UserError(f"{(self.folder / node).uri} follows from {', '.join(anew & set(self.inputs(node)))}, "
-                                "which is made anew; add changed=redo to make both again, or choose another name=")
+                raise UserError(f"{(self.folder / node).uri} depends on {', '.join(anew & set(self.inputs(node)))}, "
+                                "which will be recomputed; add changed=redo to recompute both, or choose another name=")
             if begun is None or self.is_stale(node) or follows:
                 anew.add(node)
         for node in anew:
             for follower in self._followers(node):
                 if follower not in nodes and self.is_kept(follower):
-                    raise UserError(f"{(self.folder / follower).uri} follows from {node}, which is made anew, and "
-                                    "would be out of date; add changed=redo to accept that, or choose another name=")
+                    raise UserError(f"{(self.folder / follower).uri} depends on {node}, which will be recomputed; add "
+                                    "changed=redo to accept that it becomes out of date, or choose another name=")
 
     def is_kept(self, node: str) -> bool:
-        """Whether a node has finished work that takes changed=redo to replace."""
+        """Whether a node has finished results that need changed=redo to be replaced."""
         return self.spec(node).protected and self.settings.changed != "redo" and self.record(node) is not None
 
     def check_stale(self, node: str, *, redo: bool) -> None:
-        """Raise UserError when the node's folder holds what may not be replaced."""
+        """Raise UserError if the node's folder holds files that may not be replaced."""
         if not self.is_stale(node):
             return
         uri = (self.folder / node).uri
         if self.begun(node) is None:
-            raise UserError(f"{uri} holds files that are not of a rayograph stage (there is no {BEGUN}); choose "
-                            "another name= or storage=, or move them away")
+            raise UserError(f"{uri} contains files that rayograph did not create (it has no {BEGUN}); choose another "
+                            "name= or storage=, or move the files")
         if not redo:
             raise UserError(f"{uri} was made with other settings ({self.differences(node)}); add changed=redo to "
                             "replace it, or choose another name=")
 
     def begin(self, node: str, *, redo: bool) -> None:
-        """Make the node's folder ready: go on where the same work was cut off, clear work of other settings."""
+        """Prepare the node's folder: resume interrupted work of the same settings, clear results of other settings."""
         folder = self.folder / node
         self.check_stale(node, redo=redo)
         if self.is_stale(node):
-            say(f"{node}: {self.differences(node)}; starts anew")
+            say(f"{node}: {self.differences(node)}; starts from scratch")
             self._invalidate(node)
             folder.clear(BEGUN)
         if self.begun(node) is None or self.is_stale(node):
             for follower in self._followers(node):
                 if self.record(follower):
-                    say(f"{follower}: out of date, for {node} is made anew")
+                    say(f"{follower}: out of date, because {node} is recomputed")
                 self._invalidate(follower)
         folder.write_json(BEGUN, {
             "fingerprint": self.fingerprint(node), "settings": self.chosen(node), "observed": self.observed(node),
             "version": self.spec(node).version, "seed": self.settings.of(node).seed})
 
     def _invalidate(self, node: str) -> None:
-        """Have the work in a node's folder count as stale under all settings; the folder stays marked as ours."""
+        """Make the results in a node's folder stale under all settings; the folder stays marked as ours."""
         folder = self.folder / node
         if begun := self.begun(node):
             folder.write_json(BEGUN, begun | {"fingerprint": INVALID})
         folder.remove(DONE)
 
     def _followers(self, node: str) -> list[str]:
-        """The nodes that need `node`, directly or not: what they made is not of what it is about to make."""
+        """All nodes downstream of `node`, whose results become stale when it is recomputed."""
         def needs(other: str) -> bool:
             return any(need == node or needs(need) for need in self.inputs(other))
 
         return [other for other in self.settings.graph if needs(other)]
 
     def stage(self, node: str, resources: Resources) -> Stage:
-        """What the stage function of a node is given."""
+        """The argument of the node's stage function."""
         return Stage(node, self.settings.of(node), self.settings.graph[node].needs, resources, self.fingerprint(node))
 
     def execute(self, node: str, resources: Resources) -> dict[str, Any]:

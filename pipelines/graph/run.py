@@ -1,4 +1,4 @@
-"""Walk the graph of stages: some nodes, or all of them in order, each only where its work is not yet done."""
+"""Run nodes of the stage graph in order, skipping those that are up to date."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pipelines.monitor.progress import say
 
 
 def order(settings: Settings) -> list[str]:
-    """All nodes, each after those it needs (the order of the config where it is free)."""
+    """All nodes in topological order (the order of the config where that leaves a choice)."""
     done: list[str] = []
     plan = Plan(settings)
 
     def visit(node: str, path: tuple[str, ...]) -> None:
         if node in path:
-            raise UserError(f"graph: {' → '.join((*path, node))} is a circle")
+            raise UserError(f"graph: {' → '.join((*path, node))} is a cycle")
         for need in plan.inputs(node):
             visit(need, (*path, node))
         if node not in done:
@@ -29,14 +29,14 @@ def order(settings: Settings) -> list[str]:
 
 
 def run_stages(settings: Settings, nodes: Iterable[str], *, redo: bool) -> bool:
-    """Bring nodes up to date, in order, on one Ray session.  Returns whether there was anything to do.
+    """Bring nodes up to date, in order, in one Ray session.  Returns whether there was anything to do.
 
     Raises:
-        UserError: an input outside `nodes` is missing or made with other settings; a folder holds files that are not
-            ours; or, unless `redo`, work of other settings.  Work of protected stages takes changed=redo.
+        UserError: an input outside `nodes` is missing or was made with other settings; a folder holds files that are
+            not ours; or, unless `redo`, results of other settings.  Those of protected stages need changed=redo.
     """
-    wanted = set(nodes)
-    nodes = [node for node in order(settings) if node in wanted]
+    selected = set(nodes)
+    nodes = [node for node in order(settings) if node in selected]
     plan = Plan(settings, looked_at=nodes)
     plan.folder.check_writable()
     plan.check(nodes, redo=redo)

@@ -13,18 +13,18 @@ from pipelines.graph.fields import check_choices, execution, require
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What a stage is, whatever nodes of a graph run it."""
+    """A stage, whichever nodes of the graph run it."""
 
     run: str  # module:function
     help: str = ""
     examples: tuple[str, ...] = ()  # commands
-    needs: tuple[str, ...] = ()  # the roles of its inputs, each named after the stage that usually fills it
+    needs: tuple[str, ...] = ()  # roles of its inputs, each named after the stage that usually fills it
     settings: tuple[str, ...] = ()  # sections that it reads; their fields are part of its fingerprint
-    figures: tuple[str, ...] = ()  # formats of its metrics that sum it up
-    version: int = 1  # part of its fingerprint; raised when its code makes something else of the same settings
-    observed: str | None = None  # module:function of settings: what else shapes the result, such as the files listed
+    figures: tuple[str, ...] = ()  # format strings of the metrics that summarise it
+    version: int = 1  # part of its fingerprint; raised when a code change alters the result for unchanged settings
+    observed: str | None = None  # module:function of the settings: external inputs, such as the files listed
     seeded: bool = True  # whether `seed` is part of its fingerprint
-    protected: bool = False  # its work is cleared only by changed=redo
+    protected: bool = False  # its results are replaced only with changed=redo
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,18 @@ class Settings:
     """Sections are attributes: `settings.data`, `settings.trainer`, …"""
 
     profile: str
-    """The size of everything: demo, small, base, large, or annotated."""
+    """Size of everything: demo, small, base, large, or annotated."""
     storage: str
-    """Where results go: a folder, or s3://, gs://, abfs:// or hdfs:// with a path."""
+    """Where results are stored: a folder, or s3://, gs://, abfs:// or hdfs:// with a path."""
     name: str
-    """What the run is called; it lies in storage/name."""
+    """Name of the run; its results are in STORAGE/NAME."""
     seed: int = 0
-    """Of all randomness."""
+    """Random seed of the whole run."""
     changed: Literal["redo", "refuse"] | None = execution(None)
-    """What becomes of work of other settings or inputs: redo clears it, refuse keeps it and stops; null: `run` redoes
-    all but trained generators, single stages refuse."""
+    """What to do with results that were made with other settings or inputs. redo: delete and recompute them; refuse:
+    stop; null: `run` recomputes everything except trained generators, a single stage stops."""
     report: bool = execution(False)
-    """Of `rayograph latents` only: tell how good the cached latents are."""
+    """`rayograph latents` only: print a quality report on the cached latents."""
     sections: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, StageSpec] = field(default_factory=dict)
     graph: dict[str, Node] = field(default_factory=dict)
@@ -74,11 +74,11 @@ class Settings:
         return [name for name, node in self.graph.items() if node.stage == stage]
 
     def check(self) -> None:
-        """Raise UserError naming the first setting that is out of its range."""
+        """Raise UserError naming the first setting that is out of range."""
         require(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name) is not None, "name", self.name,
                 "must be letters, digits, '.', '_' and '-' only: it names a folder below storage")
         require(self.seed >= 0, "seed", self.seed, "must not be negative")
-        require(self.changed in (None, "redo", "refuse"), "changed", self.changed, "must be redo or refuse")
+        check_choices("", self)
         refuse_password("storage", self.storage)
         for name, section in self.sections.items():
             check_choices(name, section)

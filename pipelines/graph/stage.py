@@ -1,4 +1,4 @@
-"""What a stage function is given: its folder, its inputs, the settings that it declares, and the cluster."""
+"""The argument of a stage function: its folder, its inputs, the settings that it declares, and the cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Section = TypeVar("Section")
 
 @dataclass(frozen=True)
 class Stage:
-    """One node of the graph at work.  Its function cannot tell whether other nodes run the same stage.
+    """One running node of the graph.  Its function does not know whether other nodes run the same stage.
 
     Args:
         name: of the node, and of its folder.

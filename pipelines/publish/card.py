@@ -53,7 +53,7 @@ def generator_card(settings: Settings, metrics: MetricsByStage, record: dict[str
     return _join(header.to_yaml(), f"# {settings.name}: chest X-ray generator",
                  f"Latent diffusion of {metrics['ingest']['size']}-pixel chest X-rays, conditioned on image "
                  "embeddings.",
-                 USE_GENERATOR.format(labels=example), _sources(settings, metrics), "## Training\n" + training,
+                 USE_GENERATOR.format(labels=example), _sources(metrics), "## Training\n" + training,
                  _quality(metrics), _privacy(failed), LIMITS)
 
 
@@ -68,7 +68,7 @@ def corpus_card(settings: Settings, metrics: MetricsByStage, record: dict[str, A
     return _join(header.to_yaml(), f"# {settings.name}: synthetic chest X-rays",
                  "Every row gives the real images that its condition was made from (`source_image_ids`, content "
                  "hashes), its seed and its generator.",
-                 USE_CORPUS, _sources(settings, metrics), "## Sampling\n" + sampling,
+                 USE_CORPUS, _sources(metrics), "## Sampling\n" + sampling,
                  _quality(metrics), _privacy(failed), LIMITS)
 
 
@@ -80,14 +80,18 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     """A Markdown table of the rows without unknown values."""
     complete = [row for row in rows if all(value is not None for value in row)]
     lines = [head, ("---",) * len(head), *complete]
-    return "\n".join("| " + " | ".join(str(value) for value in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(" ".join(str(value).split()) for value in line) + " |" for line in lines)
 
 
-def _sources(settings: Settings, metrics: MetricsByStage) -> str:
+def _sources(metrics: MetricsByStage) -> str:
+    """Origin of the training images, and the terms of each data set."""
     ingest = metrics.get("ingest", {})
+    terms = _table(("data set", "licence", "agreement to sign", "citation"), [
+        (entry["title"] or name, entry["licence"] or "unknown", entry["sign"] or "none", entry["citation"] or "none")
+        for name, entry in ingest.get("terms", {}).items()])
     return (f"## Data\nTrained on the train split of `{ingest['source']}`: {ingest.get('images', '?')} images "
             f"of {ingest.get('patients', '?')} patients in total, split by patient ({ingest.get('splits', {})}). The "
-            "licence and terms of the source data apply to derived works; check them before sharing this.")
+            f"licence and terms of the source data apply to derived works; check them before sharing this.\n\n{terms}")
 
 
 def _quality(metrics: MetricsByStage) -> str:

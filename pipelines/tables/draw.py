@@ -1,7 +1,7 @@
-"""A sample of a table's rows for statistics, probes and pictures: seeded, stratified, bounded in what it reads.
+"""Seeded, stratified samples of a table's rows for statistics, probes and figures, with bounded reads.
 
-Rows are ranked by a hash of the seed and their image_id, so that the sample of a small table is the same however its
-rows lie in shards. Of a table of many shards some are drawn first, and rows of these only.
+Rows are ranked by a hash of the seed and their image_id, so that the sample of a small table does not depend on how its
+rows are distributed over shards. From a table of many shards, some shards are sampled first.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import pyarrow as pa
 from cluster.storage import Folder
 from pipelines.tables.parquet import AHEAD, column_shards, read_ahead, read_split
 
-SHARDS = 64  # of a table of more, so many are drawn, and what a rare stratum needs beyond
+SHARDS = 64  # sampled from a larger table, plus those that a rare stratum needs
 
 
 def draw_rows(folder: Folder, n: int, seed: int, columns: Sequence[str], split: str | None = None,
               by: str | None = "source", used: np.ndarray | None = None) -> pa.Table:
-    """As `iterate_drawn`, in one table: for samples that fit in memory."""
+    """`iterate_drawn` as one table, for samples that fit in memory."""
     tables = list(iterate_drawn(folder, n, seed, columns, split, by, used))
     return pa.concat_tables(tables) if tables else pa.table({column: [] for column in columns})
 
 
 def iterate_drawn(folder: Folder, n: int, seed: int, columns: Sequence[str], split: str | None = None,
                   by: str | None = "source", used: np.ndarray | None = None) -> Iterator[pa.Table]:
-    """Columns of `n` rows (of all where there are fewer), a table for each shard that holds some, in the table's order.
+    """Columns of `n` sampled rows (all if there are fewer), one table per shard that holds some, in the table's order.
 
     Args:
-        by: column whose values share the sample in the proportion of their rows, at least one each; None: no strata.
-        used: bool, for every row of `split`, whether it may be drawn; None: every one may.
+        by: column to stratify by, proportionally and with at least one row per value; None: no strata.
+        used: bool (rows of `split`,): whether a row may be sampled; None: all.
     """
     drawn = drawn_rows(folder, n, seed, split, by, used)
     return read_ahead(lambda name: read_split(folder, name, columns, split).take(drawn[name]), drawn, AHEAD)
@@ -40,7 +40,7 @@ def iterate_drawn(folder: Folder, n: int, seed: int, columns: Sequence[str], spl
 
 def drawn_rows(folder: Folder, n: int, seed: int, split: str | None, by: str | None,
                used: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """By shard, ascending places among its rows of `split`, of those that are drawn."""
+    """Ascending indices of the sampled rows among each shard's rows of `split`, by the shard's name."""
     known = column_shards(folder, ["image_id", *([by] if by else [])], split)
     ends = np.cumsum([table.num_rows for table in known.values()])
     allowed = np.split(np.ones(ends[-1] if len(ends) else 0, bool) if used is None else used, ends[:-1])
@@ -67,7 +67,7 @@ def drawn_rows(folder: Folder, n: int, seed: int, split: str | None, by: str | N
 
 
 def shares(counts: np.ndarray, n: int) -> np.ndarray:
-    """`n` (below the sum) shared out in the proportion of `counts`, at least one to each while there are enough."""
+    """`n` (below the sum of `counts`) apportioned to `counts`, at least one to each while n suffices."""
     rare = (counts > 0) & (counts * n < counts.sum()) if n >= np.count_nonzero(counts) else np.zeros(len(counts), bool)
     common = np.where(rare, 0, counts)
     exact = np.where(rare, 1, common * ((n - rare.sum()) / common.sum()))
@@ -77,7 +77,7 @@ def shares(counts: np.ndarray, n: int) -> np.ndarray:
 
 
 def drawn_shards(names: Sequence[str], counts: np.ndarray, quotas: np.ndarray, seed: int) -> np.ndarray:
-    """Ascending indices of the shards to draw from: for each stratum its share of SHARDS, and enough for its quota.
+    """Ascending indices of the shards to sample from: a proportional part of SHARDS per stratum, enough for its quota.
 
     Shards of a stratum are drawn without replacement with probability by its rows in them (Efraimidis & Spirakis 2006).
 
@@ -95,7 +95,7 @@ def drawn_shards(names: Sequence[str], counts: np.ndarray, quotas: np.ndarray, s
 
 
 def ranks(names: Sequence[str], seed: int) -> np.ndarray:
-    """A hash of each name and the seed, uint64 (N,)."""
+    """Hash of the seed and each name, uint64 (N,)."""
     key = str(seed).encode()
     digests = (hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in names)
     return np.frombuffer(b"".join(digests), np.uint64)

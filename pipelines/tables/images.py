@@ -36,12 +36,12 @@ def pixels(table: pa.Table) -> np.ndarray:
 
 
 def images_of(table: Folder, ids: Sequence[str]) -> np.ndarray:
-    """The images of these ids, in this order, uint8 (N, 1, H, W).  Only the shards that hold them are read."""
-    wanted = pa.array(ids, pa.string())
-    rows = {name: np.flatnonzero(pc.is_in(shard["image_id"], wanted))
+    """The images with these ids, in this order, uint8 (N, 1, H, W).  Only the shards that contain them are read."""
+    id_array = pa.array(ids, pa.string())
+    rows = {name: np.flatnonzero(pc.is_in(shard["image_id"], id_array))
             for name, shard in column_shards(table, ["image_id"]).items()}
     found: dict[str, np.ndarray] = {}
     for shard in read_ahead(lambda name: read_shard(table, name, ["image_id", "image"]).take(rows[name]),
                             [name for name in rows if len(rows[name])], AHEAD):
         found |= dict(zip(shard["image_id"].to_pylist(), pixels(shard), strict=True))
-    return np.stack([found[one] for one in ids])
+    return np.stack([found[image_id] for image_id in ids])

@@ -1,6 +1,6 @@
-"""Parquet tables in atomic, numbered shards: `part-00012.parquet` is there and whole, or it is not there.
+"""Parquet tables in atomic, numbered shards: `part-00012.parquet` exists as a whole or not at all.
 
-Reads and writes of one file are tried again while the storage fails (`cluster.faults.retried`).
+Reads and writes of a file are retried while the storage fails (`cluster.faults.retried`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from cluster.faults import retried
 from cluster.storage import Folder
 
-READERS = 8  # shards read side by side, for a file system far away
+READERS = 8  # shards read in parallel, for remote file systems
 ROW_GROUP = 8 << 20  # bytes of tensors in a row group
-AHEAD = 2  # shards of images read before they are asked for
-Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]  # of a name, a shape and a type
+AHEAD = 2  # shards of images read in advance
+Allocate = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]  # (name, shape, dtype)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -37,13 +37,13 @@ def split_name(split: str, index: int) -> str:
 
 
 def files(folder: Folder, split: str | None = None) -> list[str]:
-    """Names of a table's files, without those that hold other splits only."""
+    """Names of a table's files, without those that hold only other splits."""
     names = folder.names(".parquet")
     return [name for name in names if name.startswith((f"{split}-", "part-"))] if split else names
 
 
 def write_shard(folder: Folder, index: int, table: pa.Table, replace: bool = True) -> None:
-    """Commit one shard; with `replace=False` only where it is not there yet."""
+    """Commit one shard; with `replace=False` only if it does not exist yet."""
     write_file(folder, shard_name(index), table, replace)
 
 
@@ -51,7 +51,7 @@ def write_file(folder: Folder, name: str, table: pa.Table, replace: bool = True)
     """Commit a table as one Parquet file, which `read_shard` reads.
 
     Tensors of half precision stay uncompressed and out of dictionaries: they would be 8 % smaller and take eight times
-    as long to read. Their row groups are small enough to read one row at random.
+    as long to read. Their row groups are small enough for reading single rows.
     """
     buffer = io.BytesIO()
     tensor = any(isinstance(field.type, pa.FixedShapeTensorType) for field in table.schema)
@@ -65,13 +65,13 @@ def shard_count(rows: int, shard_rows: int) -> int:
 
 
 def pending_shards(folder: Folder, count: int) -> list[int]:
-    """Indices of the shards of `count` that are not yet committed."""
+    """Indices below `count` of the shards that are not yet committed."""
     done = set(folder.names(".parquet"))
     return [index for index in range(count) if shard_name(index) not in done]
 
 
 def read_shard(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One shard; of the columns that are named only their bytes are read.
+    """One shard; with `columns` only the bytes of these are read.
 
     Raises:
         StorageUnavailable: it cannot be read.
@@ -95,7 +95,7 @@ def row_count(folder: Folder, name: str) -> int:
 
 
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """`function` of each item, in order; threads compute at most `ahead` results before they are asked for."""
+    """`function` of each item, in order; threads compute at most `ahead` results in advance."""
     with ThreadPoolExecutor(ahead) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
@@ -111,7 +111,7 @@ def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead:
 
 
 def read_split(folder: Folder, name: str, columns: Sequence[str], split: str | None) -> pa.Table:
-    """Columns of one shard, of the rows of `split` where it is given.  A shard without such rows is hardly read."""
+    """Columns of one shard, restricted to `split` if given; of a shard without such rows only `split` is read."""
     def read() -> pa.Table:
         with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
             shard = pq.ParquetFile(file, pre_buffer=True)
@@ -126,15 +126,15 @@ def read_split(folder: Folder, name: str, columns: Sequence[str], split: str | N
 
 
 def iterate_shards(folder: Folder, columns: Sequence[str], split: str | None = None) -> Iterator[pa.Table]:
-    """Columns of every shard in order, of the rows of `split` where it is given; AHEAD shards and one in memory."""
+    """Columns of every shard in order, restricted to `split` if given; AHEAD + 1 shards are in memory."""
     return read_ahead(lambda name: read_split(folder, name, columns, split), files(folder, split), AHEAD)
 
 
 def column_shards(folder: Folder, columns: Sequence[str], split: str | None = None) -> dict[str, pa.Table]:
-    """Small columns of all shards by the shard's name, of the rows of `split` where it is given.
+    """Small columns of all shards by the shard's name, restricted to `split` if given.
 
-    Images and tensors, whose size has no bound over a whole table, are refused: `iterate_shards` and
-    `pipelines.tables.draw` are for them.
+    Images and tensors, whose size is unbounded over a whole table, are refused: use `iterate_shards` or
+    `pipelines.tables.draw` for them.
     """
     def read(name: str) -> pa.Table:
         table = read_split(folder, name, columns, split)
@@ -146,13 +146,13 @@ def column_shards(folder: Folder, columns: Sequence[str], split: str | None = No
 
 
 def read_columns(folder: Folder, columns: Sequence[str], split: str | None = None) -> pa.Table:
-    """Small columns of a whole table, in the order of the shards; as `column_shards`, in one."""
+    """`column_shards` as one table, in the order of the shards."""
     shards = list(column_shards(folder, columns, split).values())
     return pa.concat_tables(shards).combine_chunks() if shards else pa.table({column: [] for column in columns})
 
 
 def is_small(kind: pa.DataType) -> bool:
-    """Whether a value is a name, a number, a hash or a list of such, and neither an image nor a tensor."""
+    """Whether values of a type are names, numbers, hashes or lists of these, and neither images nor tensors."""
     if pa.types.is_struct(kind):
         return not any(pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type) for field in kind)
     return not isinstance(kind, pa.FixedShapeTensorType)
@@ -166,18 +166,18 @@ def tensors(table: pa.Table, column: str) -> np.ndarray:
 def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], split: str,
                  allocate: Allocate = lambda name, shape, dtype: np.empty(shape, dtype)) \
         -> tuple[dict[str, np.ndarray], pa.Table]:
-    """One split of a table with fixed-shape tensor columns, shards read side by side and no value held twice.
+    """One split of a table with fixed-shape tensor columns; shards are read in parallel and no value is held twice.
 
     Args:
-        allocate: makes the arrays that are filled.
+        allocate: allocates the arrays to fill.
 
     Returns:
         The columns `names` as arrays (N, …), and the columns `others` as a table, in the order of the shards.
     """
     shards = files(folder, split)
     with ThreadPoolExecutor(READERS) as pool:
-        told = list(pool.map(lambda name: read_shard(folder, name, [*others, "split"]), shards))
-        chosen = [np.asarray(pc.equal(shard["split"], split)) for shard in told]
+        metadata = list(pool.map(lambda name: read_shard(folder, name, [*others, "split"]), shards))
+        chosen = [np.asarray(pc.equal(shard["split"], split)) for shard in metadata]
         starts = np.cumsum([0, *(rows.sum() for rows in chosen)])
         arrays = {name: np.zeros((0,), np.float16) for name in names}
         if shards:
@@ -196,5 +196,5 @@ def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], sp
 
         if names:
             list(pool.map(fill, [index for index, rows in enumerate(chosen) if rows.any()]))
-    kept = [shard.select(others).filter(rows) for shard, rows in zip(told, chosen, strict=True)]
+    kept = [shard.select(others).filter(rows) for shard, rows in zip(metadata, chosen, strict=True)]
     return arrays, pa.concat_tables(kept).combine_chunks()

@@ -32,8 +32,13 @@ MANIFEST = pa.schema([
 ])
 ONLY_LISTED = ("path", "people", "masks", "inverted", "refused", "bytes")  # what the images' table does not take over
 
-PLACED = MANIFEST.append(pa.field("place", pa.int16()))
-"""Of listed images whose identifiers are hashed: `place` of pipelines.data.split, which must be taken before."""
+HASHED_MANIFEST = pa.schema([
+    *MANIFEST,
+    ("bucket", pa.int16()),  # pipelines.data.split.split_bucket of the patient, computed before hashing
+    ("alias", pa.string()),  # another identifier of the patient, hashed: of a list and a header one is `patient_id`
+    ("entry", pa.int64()),  # number of the list's row for it; null: none
+])
+"""Listed images with hashed identifiers."""
 
 QUARANTINE = pa.schema([
     ("uri", pa.string()),

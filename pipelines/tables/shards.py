@@ -1,7 +1,7 @@
-"""Shards through one operator until all are committed, whatever becomes of storages, nodes and workers on the way.
+"""Runs an operator over shards until all are committed, tolerating failures of storage, nodes and workers.
 
-A shard that meets a fault of the storage is handed to another node, a bounded number of times. A shard that kills its
-worker is done again row by row, each row in a process of its own, so that only the row that kills is lost.
+A shard that meets a storage fault is retried on another node, a bounded number of times. A shard that crashes its
+worker is repeated row by row, each row in a process of its own, so that only the row that crashes is lost.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from cluster.faults import StorageUnavailable
 from pipelines.monitor.progress import Bar, say
 from pipelines.tables.streaming import results
 
-AT_ONCE = 8  # rows of a shard, most of them waiting for the storage
-CRASHES = 3  # times that a shard, and then a row by itself, may kill its worker
-FAULTS = 3  # times that a shard may meet a fault of the storage before the run stops
-FAULTS_OF_A_NODE = 2  # without a shard done in between, after which a node is left out
+AT_ONCE = 8  # rows of a shard in parallel, most of them waiting for the storage
+CRASHES = 3  # of a worker by a shard, and then by a single row
+FAULTS = 3  # of the storage that a shard may meet before the run stops
+FAULTS_OF_A_NODE = 2  # in a row, after which a node is excluded
 Row = dict[str, Any]
 
 
 class ShardOperator(ABC):
-    """Ray Data operator that commits one shard, and may be run again; its failures are told, not raised."""
+    """Ray Data operator that commits one shard and can be repeated; it returns its failures instead of raising them."""
 
     def __call__(self, block: pa.Table) -> pa.Table:
         import ray
@@ -43,7 +43,7 @@ class ShardOperator(ABC):
             outcome, detail = "mistake", str(error)
         except OSError as error:
             outcome, detail = "fault", str(error)
-        except MemoryError:  # as where the kernel ends the worker: the shard is isolated
+        except MemoryError:  # treated as a crash: the shard is isolated
             raise
         except Exception:
             outcome, detail = "error", traceback.format_exc()
@@ -68,19 +68,19 @@ class ShardOperator(ABC):
 
 
 class RowOperator(ShardOperator):
-    """An operator whose rows have nothing to do with each other."""
+    """An operator whose rows are independent of each other."""
 
     @abstractmethod
     def rows(self, shard: int) -> list[Row]:
-        """What the rows of a shard are made of."""
+        """The input rows of a shard."""
 
     @abstractmethod
     def one(self, row: Row) -> Row:
-        """The row that `row` becomes."""
+        """The output row of an input row."""
 
     @abstractmethod
     def killed(self, row: Row) -> Row:
-        """The row that a row becomes which kills the process that works on it."""
+        """The output row of an input row that crashes its process."""
 
     @abstractmethod
     def commit(self, shard: int, rows: list[Row]) -> tuple[int, int]:
@@ -110,7 +110,7 @@ class RowOperator(ShardOperator):
             except RayTaskError as error:
                 if not isinstance(error.cause, MemoryError):
                     raise error.cause from error
-            except RayError as error:  # a node that is gone says nothing against the row
+            except RayError as error:  # a lost node is not the row's fault
                 if not left and not isinstance(error, WorkerCrashedError | OutOfMemoryError):
                     raise
             if left:
@@ -125,15 +125,15 @@ def run_shards(operator: ShardOperator, blocks: Sequence[pa.Table], shown: Bar,
     Args:
         operator: the work.
         blocks: one per shard.
-        shown: progress, moved on by the rows of each committed shard.
-        seen: told the rows of each committed shard, and how many of them are bad; stops the run by raising.
+        shown: progress bar, advanced by the rows of each committed shard.
+        seen: called with the rows of each committed shard and how many of them are bad; may stop the run by raising.
 
     Returns:
-        Rows per second, or None when there was nothing to do.
+        Rows per second, or None if there was nothing to do.
 
     Raises:
-        StorageUnavailable: no node reaches the storage, or one shard meets its faults on every attempt.
-        UserError: a mistake of the user's that a worker came upon.
+        StorageUnavailable: no node reaches the storage, or one shard failed on every attempt.
+        UserError: raised by the operator in a worker.
     """
     if not blocks:
         return None
@@ -161,11 +161,11 @@ def run_shards(operator: ShardOperator, blocks: Sequence[pa.Table], shown: Bar,
 
 def _pass(operator: ShardOperator, left: dict[int, pa.Table], avoided: set[str], shown: Bar,
           seen: Callable[[int, int], None]) -> tuple[dict[int, str], bool]:
-    """One pass over the shards that are left, on the nodes that are not avoided.
+    """One pass over the remaining shards, on the nodes that are not excluded.
 
     Returns:
-        The shards that met a fault and what it was, and whether the pass came to its end; all shards that are then left
-        without a fault killed their workers.
+        The storage fault of each shard that met one, and whether the pass completed; if it did, the other remaining
+        shards crashed their workers.
     """
     arguments = {"max_retries": CRASHES - 1, **_placement(avoided)}
     met: dict[int, str] = {}
@@ -202,7 +202,7 @@ def _avoid(node: str, avoided: set[str], detail: str) -> None:
     avoided.add(node)
     if not _nodes() - avoided:
         raise StorageUnavailable(detail)
-    say(f"node {node[:8]} is left out: {detail}")
+    say(f"node {node[:8]} is excluded: {detail}")
 
 
 def _nodes() -> set[str]:

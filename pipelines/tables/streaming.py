@@ -1,4 +1,4 @@
-"""Ray Data over numbered shards: blocks in, operators in between, a committed file each at the end."""
+"""Ray Data over numbered shards: one block per shard, a chain of operators, one committed file per shard."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pipelines.monitor.progress import Bar
 
 
 def shard_numbers(indices: Sequence[int]) -> list[pa.Table]:
-    """Blocks of one row each for `stream`: workers read what the numbers name, and nothing waits in memory."""
+    """Blocks of one row each for `stream`: workers read the shards themselves, so that blocks hold no data."""
     return [pa.table({"shard": pa.array([index], pa.int32())}) for index in indices]
 
 
 def stream(blocks: Sequence[pa.Table], operators: Sequence[tuple[Any, dict[str, Any]]], shown: Bar) -> float | None:
-    """Send each block whole through the operators, which end by returning a table with the column `rows`.
+    """Send each block through the operators, the last of which returns a table with the column `rows`.
 
     Args:
         blocks: One table per shard.
         operators: Callables of one Arrow table, each with its own arguments for `Dataset.map_batches` (resources, or an
             actor pool in `compute`).
-        shown: Progress, moved on by the rows of each finished block.
+        shown: progress bar, advanced by the rows of each finished block.
 
     Returns:
-        Rows per second, or None when there was nothing to do.
+        Rows per second, or None if there was nothing to do.
     """
     if not blocks:
         return None
@@ -40,12 +40,12 @@ def stream(blocks: Sequence[pa.Table], operators: Sequence[tuple[Any, dict[str, 
 
 def results(blocks: Sequence[pa.Table], operators: Sequence[tuple[Any, dict[str, Any]]],
             tolerant: bool = False) -> Iterator[dict[str, Any]]:
-    """The rows that the last operator returns for each block, as they come.
+    """The rows that the last operator returns for each block, in order of completion.
 
     Args:
         blocks: One table per shard.
         operators: As for `stream`.
-        tolerant: Go on where a worker dies more often than it may: there are then no rows of its block.
+        tolerant: continue when a worker crashes more often than allowed; its block then has no rows.
     """
     import ray.data
     from ray.util.annotations import RayDeprecationWarning
@@ -59,7 +59,7 @@ def results(blocks: Sequence[pa.Table], operators: Sequence[tuple[Any, dict[str,
     context.max_errored_blocks = -1 if tolerant else 0
     data = ray.data.from_arrow(list(blocks))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # there is no other way yet to bound retries
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # there is no other way yet to limit retries
         for operator, arguments in operators:
             data = data.map_batches(operator, batch_size=None, batch_format="pyarrow", zero_copy_batch=True,
                                     **arguments)

@@ -36,10 +36,13 @@ FINDINGS = ("No Finding", "Atelectasis", "Cardiomegaly", "Edema", "Pneumonia")
 
 
 def write_list(path: Path, images: int) -> None:
-    """A list of so many images of a third as many patients."""
+    """A list of so many images of a third as many patients; the first image is there, else the list is refused."""
     random = np.random.default_rng(0)
+    paths = [f"p{k // 3000:03d}/patient{k // 3:07d}/study{k % 3}/view1_frontal.jpg" for k in range(images)]
+    (path.parent / paths[0]).parent.mkdir(parents=True)
+    (path.parent / paths[0]).touch()
     pq.write_table(pa.table({
-        "path": [f"p{k // 3000:03d}/patient{k // 3:07d}/study{k % 3}/view1_frontal.jpg" for k in range(images)],
+        "path": paths,
         "patient_id": [f"patient{k // 3:07d}" for k in range(images)], "view": ["PA"] * images,
         "labels": pa.array([[FINDINGS[k]] for k in random.integers(0, len(FINDINGS), images)])}), path)
 
@@ -55,6 +58,7 @@ def search(manifest: Folder, settings: object) -> int:
     digests = pa.array([f"{k:064x}" for k in range(listed.num_rows)])
     table = listed.append_column("row", pa.array(np.arange(listed.num_rows))).append_column("sha256", digests)
     table = table.append_column("phash", pa.array([bytes(row) for row in hashes], pa.binary()))
+    table = table.append_column("structures", pa.nulls(listed.num_rows, pa.list_(pa.string())))
     return decide(table.select(COLUMNS), settings).num_rows
 
 

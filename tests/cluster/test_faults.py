@@ -47,7 +47,7 @@ def test_a_bug_is_no_fault_of_the_storage():
 
 def test_a_listed_file_that_is_gone_is_told_from_a_folder_that_is_not_mounted(films, tmp_path):
     assert read_listed(films, "a.png", WAITS) == b"pixels"
-    with pytest.raises(UserError, match=r"b\.png was listed and is gone"):
+    with pytest.raises(UserError, match=r"b\.png was listed but no longer exists"):
         read_listed(films, "b.png", WAITS)
     for place in ("unmounted", "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)

@@ -112,7 +112,7 @@ def test_composing_settings_loads_neither_torch_nor_ray(stage):
     ("empty", ["ingest", "data=folder", "data.root=empty"]),
     ("file/below", ["ingest", "storage=file/below"]),
     ("nosuch://", ["ingest", "storage=nosuch://x"]),
-    ("circle", ["train", "+graph.autoencoder.needs={ingest: train}"]),
+    ("cycle", ["train", "+graph.autoencoder.needs={ingest: train}"]),
     ("`rayograph ingest`", ["train"]),
     ("`rayograph ingest`", ["encoder"]),
 ])

@@ -1,4 +1,4 @@
-"""From a decoded picture to the square that everything learns from, and a record of what was cut off on the way."""
+"""From a decoded image to the training square, with a record of the crop."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pipelines.data.image.picture import Picture
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original
 
-UNIFORM = 12  # gray levels: a border's rows and columns vary no more than this, but for their brightest and darkest 2 %
-BORDER_LIMIT = 0.4  # of a side; what looks like more border than this is dark lung or a white hemithorax, and stays
-LOOKED_AT = 256  # pixels a side at which borders are searched for
+UNIFORM = 12  # gray levels: maximal range of a border's rows and columns, without their brightest and darkest 2 %
+BORDER_LIMIT = 0.4  # of a side; a larger uniform area is dark lung or a white hemithorax, and is kept
+LOOKED_AT = 256  # pixels per side at which borders are detected
 ASPECTS = (0.6, 1.67)  # width over height of frontal radiographs
-SYMMETRY = 0.2  # correlation of a frontal radiograph with its mirror image, at least
-HASHED_AT = 64  # pixels a side
+SYMMETRY = 0.2  # minimal correlation of a frontal radiograph with its mirror image
+HASHED_AT = 64  # pixels per side
 COSINES = dct(np.eye(HASHED_AT, dtype=np.float32), axis=0)[:16]  # lowest frequencies of a cosine transform
-TEXT_HEIGHT = (0.008, 0.08)  # of a letter, as a share of the picture's height
-TEXT_LEVEL = 245  # letters and lead markers are this bright
+TEXT_HEIGHT = (0.008, 0.08)  # of a letter, as a fraction of the image height
+TEXT_LEVEL = 245  # minimal gray of letters and lead markers
 
 
 def picture_box(picture: Picture, crop_border: bool, fit: str) -> Box:
-    """What of the original the square shows.
+    """The part of the original that the square shows.
 
     Args:
         picture: As decoded.
         crop_border: Leave out uniform borders: collimation, frames, padding.
-        fit: `crop` keeps the centre square, `pad` everything (the box then goes beyond the picture).
+        fit: `crop` keeps the centre square, `pad` everything (the box then extends beyond the image).
     """
     left, top, right, bottom = _content(np.asarray(picture.image)) if crop_border else (0.0, 0.0, 1.0, 1.0)
     left, right = left * picture.width, right * picture.width
@@ -40,7 +40,7 @@ def picture_box(picture: Picture, crop_border: bool, fit: str) -> Box:
 
 
 def square(image: Image.Image, original: tuple[int, int], box: Box, size: int) -> np.ndarray:
-    """The box of the original as uint8 (size, size), antialiased; black where it goes beyond the image.
+    """The box of the original as uint8 (size, size), antialiased; black outside the image.
 
     Args:
         image: Mode L, of any resolution, showing the whole original.
@@ -64,7 +64,7 @@ def square(image: Image.Image, original: tuple[int, int], box: Box, size: int) -
 
 
 def _content(gray: np.ndarray) -> Box:
-    """The box without uniform borders, as shares of width and height."""
+    """The box without uniform borders, as fractions of width and height."""
     step = max(1, max(gray.shape) // LOOKED_AT)
     seen = gray[::step, ::step]
     top, bottom = _ends(seen)
@@ -73,12 +73,12 @@ def _content(gray: np.ndarray) -> Box:
 
 
 def _ends(rows: np.ndarray) -> tuple[float, float]:
-    """First and last row that is no border, as shares; each border is as uniform as its outermost row."""
+    """First and last row inside the borders, as fractions; each border is as uniform as its outermost row."""
     return _border(rows), 1 - _border(rows[::-1])
 
 
 def _border(rows: np.ndarray) -> float:
-    """How many of the first rows are one uniform border, as a share."""
+    """Fraction of rows at the start that form one uniform border."""
     low, high = _range(rows[:1])
     if high[0] - low[0] > UNIFORM:  # as in most pictures
         return 0.0
@@ -89,14 +89,14 @@ def _border(rows: np.ndarray) -> float:
 
 
 def _range(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Darkest and brightest level of each row, but for 2 % at either end."""
+    """Darkest and brightest level of each row, without 2 % at either end."""
     levels = np.sort(rows, axis=1).astype(np.int16)
     few = levels.shape[1] // 50
     return levels[:, few], levels[:, -1 - few]
 
 
 def looks_frontal(picture: Picture) -> bool:
-    """Whether a radiograph of unknown view is as wide and as symmetric as frontal ones are."""
+    """Whether aspect ratio and symmetry of a radiograph of unknown view are those of a frontal one."""
     if not ASPECTS[0] <= picture.width / picture.height <= ASPECTS[1]:
         return False
     small = np.asarray(picture.image.resize((32, 32), Image.Resampling.BOX), np.float32)
@@ -105,10 +105,10 @@ def looks_frontal(picture: Picture) -> bool:
 
 
 def erase_text(image: Image.Image) -> tuple[Image.Image, int]:
-    """Replace bright letters and lead markers on dark ground in the outer quarter by that ground.
+    """Paint over bright letters and lead markers on dark background in the outer quarter.
 
     Returns:
-        The image, and how many marks were replaced.
+        The image, and the number of marks painted over.
     """
     pixels = np.array(image)
     height, width = pixels.shape
@@ -132,7 +132,7 @@ def erase_text(image: Image.Image) -> tuple[Image.Image, int]:
 
 
 def perceptual_hash(image: Image.Image) -> bytes:
-    """256 bits that are nearly the same for copies of one picture, whatever their size, format and contrast.
+    """256 bits that are nearly equal for copies of an image, whatever their size, format and contrast.
 
     The signs of the lowest 16x16 frequencies of a cosine transform, about their median (pHash, Zauner 2010; as
     imagehash.phash does it, at a third of its time). The image is all of the picture, and its hash depends on no

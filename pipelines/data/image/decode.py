@@ -1,4 +1,4 @@
-"""One file of any supported kind to one clean 8-bit gray square; what cannot be used is refused with a reason."""
+"""Decodes one file of any supported format to a clean 8-bit gray square, or rejects it with a reason."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from pipelines.data.image.picture import Picture, Refused, check_size, refusing,
 from pipelines.data.settings import Data
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is checked before any pixel is decoded
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # nothing else that Pillow would read, or run a program for, by content
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # no other format, for some of which Pillow runs external programs
 
-ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a whole file ends with
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # last bytes of a complete file
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A clean image, and what was done to make it."""
+    """A clean image and its provenance."""
 
     image: np.ndarray  # uint8 (size, size)
     width: int  # pixels of the original
     height: int
     sha256: str  # of the original's bytes
-    box: tuple[int, int, int, int]  # left, top, right, bottom of what it shows, in pixels of the original
-    phash: bytes  # 256 bits, nearly the same for copies of one picture
-    mapping: str = "none"  # how the values became 8 bits, as `Picture` has it; ends in ", inverted" if turned round
-    erased: int = 0  # marks and letters replaced by their ground
+    box: tuple[int, int, int, int]  # crop box (left, top, right, bottom) in pixels of the original
+    phash: bytes  # 256 bits, nearly equal for copies of an image
+    mapping: str = "none"  # mapping to 8 bits, as in `Picture`; ends in ", inverted" if inverted
+    erased: int = 0  # number of text marks painted over
     mask: np.ndarray | None = None  # uint8 (size, size): 0, or the number of a structure
-    structures: tuple[str, ...] = ()  # that the mask outlines, also where they take up no pixel
+    structures: tuple[str, ...] = ()  # annotated in the mask, even if they cover no pixel
 
 
 def decode(content: bytes, settings: Data, *, view: str | None = None, inverted: bool = False,
@@ -42,11 +42,11 @@ def decode(content: bytes, settings: Data, *, view: str | None = None, inverted:
     """Decode, clean and resize with antialiasing.
 
     Args:
-        content: The file.
-        settings: What to make of it.
-        view: As its source names it; where it is None, `data.frontal` goes by the picture.
-        inverted: Turn the grays round, where only the source's tables tell that air is bright.
-        read: A reader of the source's own format.
+        content: bytes of the file.
+        settings: how to clean it.
+        view: as named by its source; if None, `data.frontal` is decided from the pixels.
+        inverted: invert the gray values, if only the source's tables say that air is bright.
+        read: reader of a format specific to the source.
 
     Raises:
         Refused: with one of the reasons of `picture.BAD` and `picture.NOT_WANTED`.
@@ -57,10 +57,10 @@ def decode(content: bytes, settings: Data, *, view: str | None = None, inverted:
     phash = clean.perceptual_hash(picture.image)
     box = clean.picture_box(picture, settings.crop_border, settings.fit)
     shown = (box[2] - box[0]) * picture.image.width / picture.width
-    if shown < settings.size and picture.image.width < picture.width:  # scaled down too far for what is left of it
+    if shown < settings.size and picture.image.width < picture.width:  # DCT scaling left too few pixels in the box
         picture = _upright(read_picture(content, settings, scaled=False), inverted)
     if settings.frontal and view is None and not clean.looks_frontal(picture):
-        raise Refused("not_frontal", "no view is told, and it is not as wide and as symmetric as frontal views are")
+        raise Refused("not_frontal", "the view is unknown, and aspect ratio or symmetry is not that of a frontal one")
     gray, erased = clean.erase_text(picture.image) if settings.erase_text else (picture.image, 0)
     image = clean.square(gray, (picture.width, picture.height), box, settings.size)
     if image.min() == image.max():
@@ -71,7 +71,7 @@ def decode(content: bytes, settings: Data, *, view: str | None = None, inverted:
 
 
 def _upright(picture: Picture, inverted: bool) -> Picture:
-    """The picture with air dark."""
+    """The image with dark air."""
     if not inverted:
         return picture
     return replace(picture, image=ImageOps.invert(picture.image), mapping=f"{picture.mapping}, inverted")
@@ -81,9 +81,9 @@ def read_picture(content: bytes, settings: Data, scaled: bool = True) -> Picture
     """A DICOM, JPEG, PNG, TIFF or BMP file as gray.
 
     Args:
-        content: The file.
-        settings: Limits, and the size that is enough.
-        scaled: Let a JPEG be scaled in the DCT domain on the way, to no less than the size.
+        content: bytes of the file.
+        settings: limits, and the target size.
+        scaled: let JPEG scale in the DCT domain, to no less than the target size.
     """
     if is_dicom(content):
         return read_dicom(content, settings)

@@ -31,8 +31,10 @@ OTHER_MODALITIES = {  # defined terms of images that are not radiographs of the 
 SPINE = r"spine|spinal|vertebr|columna|colonne|wirbel|\b[hbl]ws\b|scolio"
 CHEST = (r"chest|thora|tora[cx]|\bcxr|lung|pulm|poumon|\brib|costal|stern|mediast|heart|coeur|cardia|pleura|brust"
          r"|\bpecho|babygram|whole ?body")
-ELSEWHERE = (  # DICOM PS3.16 annex L and what devices write for it, in several languages; beginnings of words
-    SPINE + r"|\b(abdom|abd\b|kub\b|pelv|becken|bassin|hip\b|hips\b|hufte|cadera|hanche|sacr|coccy|si ?joint|extrem"
+ELSEWHERE = (  # DICOM PS3.16 annex L and what devices write for it, in several languages: beginnings of words, after
+    # the letter of a side or not (RHAND)
+    SPINE + r"|\b(?:[rl] ?)?("
+    r"abdom|abd\b|kub\b|pelv|becken|bassin|hip\b|hips\b|hufte|cadera|hanche|sacr|coccy|si ?joint|extrem"
     r"|limb|up ?ex|low ?ex|lower|upper|shoulder|schulter|hombro|epaule|clavic|scapul|humer|elbow|ellenbogen|codo|coude"
     r"|forearm|arm\b|radius|ulna|wrist|handgelenk|muneca|poignet|hand|mano\b|main\b|finger|thumb|femur|thigh|knee|knie"
     r"|rodilla|genou|patell|tibia|fibula|leg\b|legs\b|calf|ankle|tobillo|cheville|foot|feet|fuss|pie\b|pied|toe|heel"

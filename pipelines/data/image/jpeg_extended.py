@@ -1,11 +1,15 @@
 """A pydicom plugin for JPEG Extended (Process 2 and 4) of 12 bits, by GDCM.
 
 pydicom's own GDCM plugin refuses more than 8 bits, and the other decoder that pydicom knows, pylibjpeg-libjpeg, is
-under the GPL. GDCM's values differ from libjpeg's by 1 at most. GDCM writes a line to stderr for each film, as it tries
-its 8-bit decoder first. Importing this module registers the plugin.
+under the GPL. GDCM's values differ from libjpeg's by 1 at most. Importing this module registers the plugin.
 """
 
 from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
 
 import gdcm
 from pydicom.pixels.decoders import JPEGExtended12BitDecoder
@@ -13,6 +17,20 @@ from pydicom.pixels.decoders.base import DecodeRunner
 from pydicom.uid import JPEGExtended12Bit
 
 NAME = "gdcm_12_bit"
+LOCK = threading.Lock()  # of the file descriptor
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Drop what C code writes to stderr: GDCM tries its 8-bit decoder first, whose libjpeg complains of each film."""
+    with LOCK, open(os.devnull, "wb") as nowhere:
+        stderr = os.dup(2)
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def is_available(uid: str) -> bool:
@@ -38,7 +56,8 @@ def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
     bits = runner.bits_stored
     image.SetPixelFormat(gdcm.PixelFormat(1, 16, bits, bits - 1, runner.pixel_representation))
-    frame = image.GetBuffer().encode("utf-8", "surrogateescape")  # GDCM gives its char* as text
+    with silenced():
+        frame = image.GetBuffer().encode("utf-8", "surrogateescape")  # GDCM gives its char* as text
     if len(frame) != 2 * runner.rows * runner.columns:
         raise ValueError("the frame is not of the header's size")
     return frame

@@ -1,4 +1,4 @@
-"""A source's masks, files or run lengths, as one map of numbers beside the image: 0, or those of `STRUCTURES`."""
+"""Masks of a source (files or run lengths) as one label map: 0, or the numbers of `STRUCTURES`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from pipelines.data.image.picture import Refused, refusing
 from pipelines.data.structures import STRUCTURES
 
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "BMP")
-BRIGHT = 127  # masks that are JPEG have all grays; above this they mean the structure
+ASPECT_TOLERANCE = 0.02  # of a mask's aspect ratio against its image's; its resolution may differ
+BRIGHT = 127  # threshold for masks stored as JPEG, which have all gray values
 
 
 def label_map(masks: Sequence[dict[str, Any]], decoded: Decoded, read: Callable[[str], bytes]) -> np.ndarray:
     """The masks of one image, cut and resized as the image was.
 
     Args:
-        masks: Structs of the manifest (name, and path or rle); where two overlap the later one counts.
-        decoded: The image.
-        read: From a mask's path to its file; raises Refused where there is none.
+        masks: structs of the manifest (name, and path or rle); where two overlap, the later one wins.
+        decoded: the image.
+        read: from a mask's path to the bytes of its file; raises Refused if there is none.
 
     Returns:
         uint8 of the image's shape.
@@ -38,6 +39,9 @@ def label_map(masks: Sequence[dict[str, Any]], decoded: Decoded, read: Callable[
         content = b"" if mask["path"] is None else _read(mask, read)
         with refusing("bad_mask", f"the mask of {mask['name']} cannot be read"):
             where = _runs(mask["rle"], *original) if mask["rle"] is not None else _bright(content)
+        if abs(where.width * original[1] / (where.height * original[0]) - 1) > ASPECT_TOLERANCE:
+            raise Refused("bad_mask", f"the mask of {mask['name']} has {where.width}x{where.height} pixels, the image "
+                          f"{original[0]}x{original[1]}: another shape")
         labels[square(where, original, decoded.box, len(labels)) > BRIGHT] = STRUCTURES[mask["name"]]
     return labels
 
@@ -53,12 +57,12 @@ def _bright(content: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     gray = np.asarray(image.convert("L"))
     most = int(gray.max())
-    level = most / 2 if most <= BRIGHT and image.format != "JPEG" else BRIGHT  # masks of 0 and 1 are usual, too
+    level = most / 2 if most <= BRIGHT and image.format != "JPEG" else BRIGHT  # values 0 and 1 are common, too
     return Image.fromarray((gray > level) * np.uint8(255))
 
 
 def _runs(text: str, width: int, height: int) -> Image.Image:
-    """SIIM-ACR's run lengths: pairs of gap and length, down the columns, each gap from the end of the run before."""
+    """SIIM-ACR's run lengths: pairs of gap and length, column-major, each gap from the end of the last run."""
     numbers = np.array(text.split(), np.int64).reshape(-1, 2)
     stops = numbers.sum(1).cumsum()
     if len(stops) and (numbers.min() < 0 or stops[-1] > width * height):

@@ -1,4 +1,4 @@
-"""What a reader of any kind of file gives: gray pixels, or the reason why there are none."""
+"""The result of reading an image file: 8-bit gray pixels, or the reason for rejecting it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.data.settings import Data
 PERCENTILES = (0.5, 99.5)  # of more than 8 bits, mapped to 0 and 255
 BAD = {
     "empty_file": "the file holds no bytes",
-    "unreadable": "a file of the user's own list that no listing named is not there",
+    "unreadable": "a file named in the user's own table does not exist",
     "not_an_image": "neither DICOM, JPEG, PNG, TIFF nor BMP, or a header that describes no image",
     "truncated": "the file ends inside its pixel data",
     "bad_header": "a value of the header that the pixels cannot be read without is missing or invalid",
@@ -26,8 +26,8 @@ BAD = {
     "too_large": "more pixels than data.max_pixels",
     "constant": "all pixels are equal",
     "bad_mask": "a mask cannot be read, or is not of the image's size",
-    "killed_its_worker": "decoding it ends the process, by a crash or for memory",
-    "decoder_failed": "an error that none of these names: a defect of a reader",
+    "killed_its_worker": "decoding it crashes the process or exhausts its memory",
+    "decoder_failed": "unexpected error in a decoder; please report it",
 }
 NOT_WANTED = {
     "duplicate": "an equal or nearly equal image is kept",
@@ -40,11 +40,11 @@ NOT_WANTED = {
 
 
 class Refused(Exception):
-    """This image cannot be used, or is not wanted.
+    """This image cannot be used, or is out of scope.
 
     Args:
-        reason: a key of BAD or NOT_WANTED, to count by.
-        detail: what was found; it names no path, and quotes no text of the file or its header.
+        reason: a key of BAD or NOT_WANTED.
+        detail: the finding; contains no path and no text of the file or its header.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

@@ -12,7 +12,16 @@ A source is a module, or the `SOURCE` of one, with two functions:
 and, where it has them:
 
 - `describe(row, settings) -> row or None`, of rows listed without a `patient_id`, since only the file tells (DICOM
-  headers): the row with what the file says, None where it is no image; run by workers, shard by shard;
+  headers): the row with what the file says, None where it is no image; run by workers, shard by shard. It may add an
+  `alias`, another identifier of the patient, where a list and the header have one each, and `entry`, the number of the
+  list's row;
+- `description_hash(settings) -> str`, where `describe` takes what it says from elsewhere than the file: a hash of that,
+  a change of which makes ingest stale, too;
+- `check_described(rows, settings)`, of all rows that `describe` gave: says what is odd about them together, and raises
+  UserError where none can be right;
+- `image_folder(root) -> str`, where data.root is a file that lists the images: the folder that their paths are
+  relative to, and `raw_folder(root) -> str`: the folder that they are known to lie in, else `root`: results may not
+  lie there;
 - `card`, or `cards(settings)` by the name in the column `source`: whose the set is, and under which terms.
 """
 
@@ -45,13 +54,49 @@ class Source(Protocol):
 
 @functools.cache
 def find_source(name: str) -> Source:
-    """The source called `name`.  Raises UserError naming those there are."""
-    own = {module.name for module in pkgutil.iter_modules(__path__)}
-    added = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
-    if name not in own | added.keys():
-        raise UserError(f"data.source={name!r} is not known; there are: {', '.join(sorted(own | added.keys()))}")
-    found = importlib.import_module(f"{__name__}.{name}") if name in own else added[name].load()
+    """The source called `name`, with `-` or `_`.  Raises UserError naming those there are."""
+    name, added = source_name(name), _added()
+    found = added[name].load() if name in added else importlib.import_module(f"{__name__}.{name}")
     return cast(Source, getattr(found, "SOURCE", found))
+
+
+def source_name(name: str) -> str:
+    """The name of a source as its module or entry point has it.  Raises UserError naming those there are."""
+    known = {*(module.name for module in pkgutil.iter_modules(__path__)), *_added()}
+    for spelled in (name, name.replace("-", "_")):
+        if spelled in known:
+            return spelled
+    raise UserError(f"data.source={name!r} is not known; there are: {', '.join(sorted(known))}")
+
+
+def _added() -> dict[str, importlib.metadata.EntryPoint]:
+    """Sources of other packages."""
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+
+
+def image_folder(settings: Data) -> str | None:
+    """The folder that the images' paths are relative to; None where there is none."""
+    source: Any = find_source(settings.source)
+    return source.image_folder(settings.root) if settings.root and hasattr(source, "image_folder") else settings.root
+
+
+def raw_folder(source: str, root: str) -> str:
+    """The folder that the images of a source's root lie in, and no results may."""
+    found: Any = find_source(source)
+    return found.raw_folder(root) if hasattr(found, "raw_folder") else root
+
+
+def description_hash(settings: Data) -> str:
+    """A hash of what the source says of files beside its manifest and their headers; "" where that is nothing."""
+    source: Any = find_source(settings.source)
+    return source.description_hash(settings) if hasattr(source, "description_hash") else ""
+
+
+def check_described(described: pa.Table, settings: Data) -> None:
+    """What the source says of all rows that it described.  Raises UserError where none of them can be right."""
+    source: Any = find_source(settings.source)
+    if hasattr(source, "check_described"):
+        source.check_described(described, settings)
 
 
 def cards_of(settings: Data) -> dict[str, Card]:
@@ -59,4 +104,4 @@ def cards_of(settings: Data) -> dict[str, Card]:
     source: Any = find_source(settings.source)
     if hasattr(source, "cards"):
         return source.cards(settings)
-    return {settings.source: source.card} if hasattr(source, "card") else {}
+    return {source_name(settings.source): source.card} if hasattr(source, "card") else {}

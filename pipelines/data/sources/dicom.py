@@ -1,13 +1,15 @@
 """Any tree of DICOM files, with or without a suffix: patient, study and view are what the header says.
 
-A file counts as DICOM by its first bytes, or by the suffix .dcm or .dicom. One whose header cannot be read is listed
-too, for decoding to refuse with a reason; one whose header says that it is not wanted (`image.dicom_filter`) is listed
-with that reason, and its pixels are never read. DICOMDIR is left out.
+Of all files those are read that have no suffix, a number (the end of a UID), .dcm, .dicom, .ima or .img. One counts as
+DICOM by its first bytes, or by the suffix .dcm or .dicom. One whose header cannot be read is listed too, for decoding
+to refuse with a reason; one whose header says that it is not wanted (`image.dicom_filter`) is listed with that reason,
+and its pixels are never read. DICOMDIR is left out.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,8 @@ from pipelines.data.image import dicom_filter
 from pipelines.data.image.picture import Refused
 from pipelines.data.public_set import Card, Described, Image, Tree
 from pipelines.data.settings import Data
+from pipelines.data.watched import WatchedFile
+from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -29,11 +33,15 @@ CARD = Card(
 )
 TAGS = ["PatientID", "StudyInstanceUID", "ViewPosition"]
 VIEWS = {"LL": "LATERAL", "RL": "LATERAL", "LAT": "LATERAL"}
+NAMES = re.compile(r"[^.]*|.*\.(\d+|dcm|dicom|ima|img)", re.IGNORECASE)  # of files that may be DICOM
 
 
 def images(tree: Tree, settings: Data) -> Iterator[Image]:
-    """All files: which of them are DICOM, and whose, `described` tells."""
-    return (Image(path) for path in tree.files if path.rsplit("/", 1)[-1].upper() != "DICOMDIR")
+    """Files that may be DICOM by their names: which of them are, and whose, `described` tells."""
+    named = [path for path in tree.files if NAMES.fullmatch(path.rpartition("/")[2])]
+    if others := len(tree.files) - len(named):
+        say(f"{tree.root}: {others} files are left out: their suffix is none of .dcm, .dicom, .ima, .img and numbers")
+    return (Image(path) for path in named if path.rpartition("/")[2].upper() != "DICOMDIR")
 
 
 class _Stream(io.BufferedReader):
@@ -58,11 +66,12 @@ def read_header_of(folder: Folder, path: str, settings: Data, key: str = "SOPIns
         key: keyword of the element; "" where the header has none, or cannot be read.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the storage failed.
+        MemoryError: there is not enough of it.
     """
     from pipelines.data.image.dicom import read_header
 
-    with folder.filesystem.open_input_file(f"{folder.path}/{path}") as file:
+    with WatchedFile(folder, path) as file:
         stream = _Stream(file, 1 << 16)
         head = stream.read(132)
         if not (head[128:] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00")  # the first group, with no head
@@ -75,9 +84,11 @@ def read_header_of(folder: Folder, path: str, settings: Data, key: str = "SOPIns
             image = Image(path, patient=patient, study=study, refused=_refused(header, settings),
                           view=VIEWS.get(view.upper(), view.upper()) if view else None)
             return image, str(header.get(key) or "").strip()
-        except OSError:  # the storage's, not this file's: without its header it would count as another patient's
+        except MemoryError:  # says nothing against the file, which without its header would be another patient's
             raise
-        except Exception:  # pydicom's parser raises many kinds
+        except Exception:  # pydicom's parser raises many kinds, OSError too
+            if file.fault:
+                raise file.fault from None
             return Image(path), ""
 
 

@@ -1,6 +1,7 @@
 """A folder of images: `[train|val|test/][class/]image`, of JPEG, PNG, TIFF and DICOM in any mix.
 
-Classes exclude each other: an image of one is none of the others. Of an image in no class's folder nothing is known.
+Classes exclude each other: an image of one is none of the others. The findings of an image outside a class folder are
+unknown. Folders that name the patients (see `data.patient_regex`) are not classes.
 """
 
 from __future__ import annotations
@@ -22,17 +23,25 @@ if TYPE_CHECKING:
     from pipelines.data.image.decode import Decoded
 
 
+MANY_CLASSES, FEW_IMAGES = 20, 10  # more folders than that with fewer images each look like patients
+
+
 def manifest(settings: Data, seed: int) -> pa.Table:
-    """One row per image file.  Raises UserError when there is none, or when patient_regex fits none."""
+    """One row per image file.
+
+    Raises:
+        UserError: there is none, patient_regex fits none, or the folders look like patients and it is not set.
+    """
     root = _root(settings)
     sizes = _images(root)
     paths = list(sizes)
     patients = _patients(paths, settings.patient_regex)
-    classes = sorted({label for path in sizes if (label := _place(path)[1])})
+    labels = _labels(paths, patients, settings.patient_regex)
+    classes = sorted({label for label in labels if label})
 
     def rows() -> Iterator[dict[str, Any]]:
-        for path, patient in zip(paths, patients, strict=True):
-            split, label = _place(path)
+        for path, patient, label in zip(paths, patients, labels, strict=True):
+            split, _ = _place(path)
             yield {"source": "folder", "uri": f"{root}/{path}", "path": path, "patient_id": patient,
                    "study_id": None, "view": None, "split": split, "masks": [], "bytes": sizes[path],
                    **states("folder", [label] if label else [], assessed=classes if label else [])}
@@ -64,6 +73,20 @@ def _place(path: str) -> tuple[str | None, str | None]:
     split = SPLIT_NAMES.get(folders[0].lower()) if folders else None
     classes = folders[1:] if split else folders
     return split, classes[0] if len(classes) == 1 else None
+
+
+def _labels(paths: list[str], patients: list[str], regex: str | None) -> list[str | None]:
+    """The class of each image; none at all where the folders in the place of classes are the patients."""
+    labels = [_place(path)[1] for path in paths]
+    labelled = [(label, patient) for label, patient in zip(labels, patients, strict=True) if label]
+    if regex and labelled and all(label == patient for label, patient in labelled):
+        return [None] * len(paths)
+    classes = len({label for label, _ in labelled})
+    if regex is None and classes > MANY_CLASSES and len(labelled) < FEW_IMAGES * classes:
+        raise UserError(f"data.root holds {classes} folders of {len(labelled)} images, such as {labelled[0][0]!r}: "
+                        "these look like patients, not like findings; if they are, set "
+                        r"data.patient_regex='([^/]+)/[^/]+$', else data.patient_regex='.*' (each image a patient)")
+    return labels
 
 
 def _patients(paths: list[str], regex: str | None) -> list[str]:

@@ -26,6 +26,7 @@ from pipelines.data.own_table import SPLIT_NAMES
 from pipelines.data.public_set import Card, Tree
 from pipelines.data.settings import Data
 from pipelines.data.sources.manifest import assess
+from pipelines.data.watched import WatchedFile
 from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
@@ -71,17 +72,11 @@ class HuggingFace:
         return table
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
-        from pyarrow import ArrowInvalid
-
         from pipelines.data.image.decode import decode
-        from pipelines.data.image.picture import Refused
 
         path, _, index = row["path"].rpartition("#")
         root = _root(settings)
-        try:
-            content = retried(lambda: _content(root, path, int(index)), f"{root}/{path}")
-        except ArrowInvalid as error:
-            raise Refused("truncated", f"its row group cannot be decoded: {error}") from error
+        content = retried(lambda: _content(root, path, int(index)), f"{root}/{path}")
         return decode(content or b"", settings, view=row["view"])
 
 
@@ -198,10 +193,27 @@ def _content(root: str, path: str, row: int) -> bytes | None:
 
 @lru_cache(maxsize=2)
 def _images(root: str, path: str, group: int) -> pa.ChunkedArray:
-    """The images of one row group: those of a shard are asked for one after the other."""
-    file = _parquet(root, path)
-    column = _image_column(file.schema_arrow, f"{root}/{path}")
-    return file.read_row_group(group, columns=[column]).column(column)
+    """The images of one row group: those of a shard are asked for one after the other.
+
+    Raises:
+        OSError: the storage failed.
+        Refused: the row group is corrupt.
+    """
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    from pipelines.data.image.picture import Refused
+
+    listed = _parquet(root, path)
+    column = _image_column(listed.schema_arrow, f"{root}/{path}")
+    with WatchedFile(Folder(root), path) as file:
+        try:
+            parquet = ParquetFile(file, metadata=listed.metadata)
+            return parquet.read_row_group(group, columns=[column]).column(column)
+        except (OSError, ArrowInvalid) as error:
+            if file.fault:
+                raise file.fault from None
+            raise Refused("decoder_error", f"its row group cannot be decoded: {error}") from error
 
 
 @lru_cache(maxsize=64)

@@ -11,16 +11,21 @@ is absent; a row without labels is unlabelled. So is a DICOM file that no row na
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import UserError
+from cluster.errors import SetMistake, UserError
 from cluster.faults import retried
 from pipelines.data.files import BATCH, as_manifest, connect, read_image
 from pipelines.data.findings import states
+from pipelines.data.listing import listing_hash
+from pipelines.data.own_cells import STATES
+from pipelines.data.own_files import check_folder, with_bytes
 from pipelines.data.own_set import OwnSet, read_set, within
-from pipelines.data.own_table import STATES, OwnTable
+from pipelines.data.own_table import OwnTable
 from pipelines.data.public_set import Card, Tree
 from pipelines.data.settings import Data
 from pipelines.data.sources import dicom
@@ -40,12 +45,13 @@ class Manifest:
         """One row per row of the list, or per DICOM file; what is not there is refused when it is loaded.
 
         Raises:
-            UserError: the list is not there, is empty, or lacks a column.
+            UserError: the list is not there, is empty, or lacks a column, or there are no images.
         """
         described = _set(settings)
         if described.key_is == "path":
             return _listed(described)
         _by_key(settings.root or "")  # says now what is wrong with it, and not in every worker
+        check_folder(described)
         tree = Tree(described.folder(), described.card)
         return as_manifest({"source": "manifest", "uri": f"{tree.root}/{image.path}", "path": image.path,
                             **{key: [] for key in (*STATES, "masks")}, "bytes": tree.files[image.path]}
@@ -65,15 +71,57 @@ class Manifest:
         image, key = found
         index, table = _by_key(settings.root or "")
         told = table.slice(index[key], 1).to_pylist()[0] if key in index else {}
-        named = told.get("patient_id") if described.patient != OwnSet.patient else None
-        return {**row, **{name: told[name] for name in (*STATES, "split", "masks") if told},
-                "patient_id": named or image.patient or told.get("patient_id") or path,
+        patient, alias = image.patient, told.get("patient_id")
+        if described.patient != OwnSet.patient:
+            patient, alias = alias, patient
+        return {**row, **{name: told[name] for name in (*STATES, "split", "masks") if told}, "entry": index.get(key),
+                "patient_id": patient or alias or path, "alias": alias,
                 "study_id": image.study or told.get("study_id"), "view": told.get("view") or image.view,
                 "refused": image.refused}
 
+    def check_described(self, described: pa.Table, settings: Data) -> None:
+        """Say how many films have a row in the list, and how many of its rows name none.
+
+        Args:
+            described: `entry` of all films.
+            settings: of the set.
+
+        Raises:
+            UserError: none has.
+        """
+        import pyarrow.compute as pc
+
+        chosen = _set(settings)
+        if chosen.key_is == "path":
+            return
+        films, entries = described.num_rows, len(_by_key(settings.root or "")[0])
+        listed = films - described["entry"].null_count
+        if not listed:
+            raise UserError(f"{chosen.table}: none of the {films} films in {chosen.folder()} has a row; column "
+                            f"{chosen.key!r} must hold what their headers hold as {chosen.key_is}")
+        say(f"{chosen.table}: {listed:,} of {films:,} films have a row; "
+            f"{entries - pc.count_distinct(described['entry']).as_py():,} of {entries:,} rows name no film")
+
+    def description_hash(self, settings: Data) -> str:
+        """A hash of what `describe` joins to DICOM files; "" for a list whose rows name files."""
+        described = _set(settings)
+        if described.key_is == "path":
+            return ""
+        index, table = _by_key(settings.root or "")
+        joined = [described.key_is, described.patient != OwnSet.patient, list(index), listing_hash(table)]
+        return hashlib.sha256(json.dumps(joined).encode()).hexdigest()[:16]
+
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
-        folder, _, name = row["uri"].rpartition("/")
-        return read_image(folder, name, row, settings, listed=False)
+        return read_image(_set(settings).folder(), row["path"], row, settings, listed=row.get("bytes") is not None)
+
+    def image_folder(self, root: str) -> str:
+        """The folder that the paths of the list at `root` are relative to."""
+        return _described(root).folder()
+
+    def raw_folder(self, root: str) -> str:
+        """The folder that the description names, or that is searched for DICOM files; else `root`, the list alone."""
+        described = read_set(root)
+        return described.images or (root if described.key_is == "path" else described.folder())
 
 
 def assess(listed: pa.Table, exhaustive: bool = True) -> pa.Table:
@@ -95,7 +143,13 @@ def _set(settings: Data) -> OwnSet:
     if not settings.root:
         raise UserError("data=manifest needs data.root=FILE, a CSV, TSV or Parquet file with a column path or uri, or "
                         "a YAML file that describes one")
-    return read_set(settings.root)
+    return _described(settings.root)
+
+
+@lru_cache(maxsize=16)
+def _described(root: str) -> OwnSet:
+    """The description, read once for all rows."""
+    return read_set(root)
 
 
 def _listed(described: OwnSet) -> pa.Table:
@@ -103,26 +157,18 @@ def _listed(described: OwnSet) -> pa.Table:
     own, base = OwnTable(described), described.folder()
     if own.columns["patient"] is None:
         say(f"{described.table} has no column {described.patient}: each image counts as a patient of its own")
-    seen: set[str] = set()
-    again = 0
 
     def rows() -> Iterator[dict[str, Any]]:
-        nonlocal again
         for row in own.rows():
             key = row.pop("key")
-            uri = within(base, key)
-            if uri in seen:
-                again += 1
-                continue
-            seen.add(uri)
-            yield row | {"source": "manifest", "uri": uri, "path": key, "patient_id": row["patient_id"] or key}
+            yield row | {"source": "manifest", "uri": within(base, key), "path": key,
+                         "patient_id": row["patient_id"] or key}
 
     found = assess(as_manifest(rows()), own.exhaustive)
     if not found.num_rows:
-        raise UserError(f"{described.table} lists no image: its column {own.key!r} is empty")
-    if again:
-        say(f"{described.table} lists {again} images again; the first row of each counts")
-    return found
+        raise SetMistake(f"{described.table} lists no image: its column {own.key!r} is empty")
+    _tell_joined(own)
+    return with_bytes(found, described)
 
 
 @lru_cache(maxsize=2)
@@ -133,12 +179,16 @@ def _by_key(root: str) -> tuple[dict[str, int], pa.Table]:
 
     def rows() -> Iterator[dict[str, Any]]:
         for row in own.rows():
-            key = row.pop("key")
-            if key not in index:
-                index[key] = len(index)
-                yield row | {"source": "manifest"}
+            index[row.pop("key")] = len(index)
+            yield row | {"source": "manifest"}
 
+    _tell_joined(own)
     return index, assess(as_manifest(rows()), own.exhaustive)
+
+
+def _tell_joined(own: OwnTable) -> None:
+    if own.again:
+        say(f"{own.described.table}: {own.again} rows name an image again; what the rows of one say is taken together")
 
 
 SOURCE = Manifest()

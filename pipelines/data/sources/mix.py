@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from cluster.errors import UserError
+from cluster.errors import SetMistake, UserError
 from pipelines.data.files import fair_draw
 from pipelines.data.public_set import Card
 from pipelines.data.settings import Data
-from pipelines.data.sources import cards_of, find_source
+from pipelines.data.sources import cards_of, check_described, description_hash, find_source, source_name
 from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
@@ -41,20 +41,24 @@ class Mix:
         """All rows of all sets.
 
         Raises:
+            SetMistake: the list of a set is wrong.
             UserError: a set is not there or only half there; the message tells of all of them, and who hands them out.
         """
         import pyarrow as pa
 
-        tables, missing = [], []
-        for name, part in self._parts(settings):
+        tables, missing, parts = [], [], dict(self._parts(settings))
+        homes = {_column(part.source): name for name, part in parts.items()}
+        for name, part in parts.items():
             source = find_source(part.source)
             try:
                 table = fair_draw(source.manifest(part, seed), part.images)
+            except SetMistake as error:
+                raise SetMistake(f"data.sets.{name}: {error}") from error
             except UserError as error:
                 missing.append(f"- {name}{_terms(part)}: {error}")
                 continue
             say(f"{name}: {table.num_rows:,} images")
-            tables.append(_named(table, name))
+            tables.append(_named(table, name, homes))
         if missing:
             told = f"{len(missing)} sets of data={self.config} are not whole; bring them, or take others with"
             raise UserError("\n".join([f"{told} data.sets=[…]", *missing]))
@@ -64,7 +68,19 @@ class Mix:
         """As the row's set describes it."""
         name, part = self._part_of(row, settings)
         told = cast(Any, find_source(part.source)).describe(row, part)
-        return told and told | {"source": row["source"], "patient_id": f"{name}/{told['patient_id']}"}
+        names = {key: f"{name}/{told[key]}" for key in ("patient_id", "alias") if told and told.get(key)}
+        return told and told | names | {"source": row["source"]}
+
+    def check_described(self, described: pa.Table, settings: Data) -> None:
+        """Those of its sets."""
+        import pyarrow.compute as pc
+
+        for name, part in self._parts(settings):
+            check_described(described.filter(pc.equal(described["source"], _column(name))), part)
+
+    def description_hash(self, settings: Data) -> str:
+        """Those of its sets."""
+        return "-".join(filter(None, (description_hash(part) for _, part in self._parts(settings))))
 
     def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
         _, part = self._part_of(row, settings)
@@ -83,7 +99,7 @@ class Mix:
             yield name, self._part(name, own or {}, settings)
 
     def _part(self, name: str, own: Mapping[str, Any], settings: Data) -> Data:
-        source = own.get("source", _column(name))
+        source = source_name(own.get("source", name))
         if isinstance(find_source(source), Mix):
             raise UserError(f"data.sets.{name}: {source} is a mix itself; name its sets here")
         root = own.get("root", settings.root and f"{settings.root.rstrip('/')}/{name}")
@@ -99,12 +115,20 @@ def _column(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _named(table: pa.Table, name: str) -> pa.Table:
-    """The rows under the set's name, with patients of its own, or of the set that their name is from."""
+def _named(table: pa.Table, name: str, homes: Mapping[str, str]) -> pa.Table:
+    """The rows under the set's name, with patients of its own, or of the set that their name is from.
+
+    Args:
+        table: rows of the set.
+        name: of the set.
+        homes: names of all sets, by their sources.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    people = pc.replace_substring(pc.fill_null(table["people"], name), "_", "-")
+    people = table["people"].combine_chunks().dictionary_encode()
+    named = [homes.get(_column(source), source.replace("_", "-")) for source in people.dictionary.to_pylist()]
+    people = pc.fill_null(pa.array(named, pa.string()).take(people.indices), name)
     patients = pc.binary_join_element_wise(people, table["patient_id"], "/")
     for column, values in (("patient_id", patients), ("source", pa.repeat(_column(name), table.num_rows))):
         table = table.set_column(table.schema.get_field_index(column), column, values)

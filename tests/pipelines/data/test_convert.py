@@ -32,7 +32,7 @@ def test_a_film_that_can_be_read_is_kept(shard):
 def test_a_listed_file_that_is_gone_stops_the_run_and_is_not_quarantined(shard, tmp_path):
     operator, row = shard
     (tmp_path / "1.png").unlink()
-    with pytest.raises(UserError, match=r"1\.png was listed and is gone"):
+    with pytest.raises(UserError, match=r"1\.png was listed but no longer exists"):
         operator.one(row)
 
 

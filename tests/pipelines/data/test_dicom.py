@@ -2,13 +2,17 @@
 
 import csv
 import io
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pydicom
 import pytest
 from PIL import Image
 
 from cluster.storage import Folder
 from pipelines.data.image.picture import NOT_WANTED, Refused
+from pipelines.data.listing import list_images, listing_hash
 from pipelines.data.sources import find_source
 from pipelines.data.sources.dicom import described
 from pipelines.graph.compose import load_settings
@@ -46,10 +50,69 @@ def test_what_is_not_wanted_is_refused_by_its_header_and_its_pixels_stay_unread(
     assert source.load(row, settings).image.std() > 5
 
 
+def test_files_of_other_suffixes_are_left_out_and_change_nothing(tmp_path, capsys):
+    """A suffix that is a number is the end of a UID."""
+    films = ("IM1", "1.2.840.113", "a.dcm", "b.DICOM", "c.IMA", "d.img")
+    for name in films:
+        (tmp_path / name).write_bytes(b"x")
+    settings = load_settings("data=dicom", f"data.root={tmp_path}").data
+    before = listing_hash(list_images(settings, 0))
+    assert "left out" not in capsys.readouterr().err
+    for name in ("notes.txt", "Thumbs.db", "DICOMDIR", "a.dcm.json"):
+        (tmp_path / name).write_bytes(b"x")
+    listed = list_images(settings, 0)
+    assert set(listed["path"].to_pylist()) == set(films)
+    assert listing_hash(listed) == before
+    assert "3 files are left out" in capsys.readouterr().err
+    (tmp_path / "IM2").write_bytes(b"x")
+    assert listing_hash(list_images(settings, 0)) != before
+
+
 def test_a_fault_of_the_storage_is_not_taken_for_another_patient(tmp_path):
     """A file whose header cannot be fetched must not be listed as a patient of its own."""
     (tmp_path / "a.dcm").mkdir()
     with pytest.raises(OSError, match=r"a\.dcm"):
+        described(Folder(str(tmp_path)), "a.dcm", load_settings().data)
+
+
+@pytest.fixture
+def sequenced(tmp_path, film):
+    """The bytes of a film whose header has a sequence without a length, where pydicom raises OSErrors of its own."""
+    film(tmp_path / "film.dcm", 0, PatientID="P1")
+    dataset = pydicom.dcmread(tmp_path / "film.dcm")
+    dataset.ProcedureCodeSequence = [pydicom.Dataset()]
+    dataset.ProcedureCodeSequence[0].CodeValue = "R-1"
+    dataset["ProcedureCodeSequence"].is_undefined_length = True
+    dataset.save_as(tmp_path / "film.dcm")
+    return (tmp_path / "film.dcm").read_bytes()
+
+
+def test_a_file_that_is_cut_off_anywhere_is_listed_for_decoding_to_refuse(tmp_path, sequenced):
+    settings, folder = load_settings().data, Folder(str(tmp_path))
+    for end in range(132, 800):
+        (tmp_path / "cut.dcm").write_bytes(sequenced[:end])
+        assert described(folder, "cut.dcm", settings) is not None, end
+
+
+def test_a_fault_of_the_storage_inside_a_header_is_told_from_a_file_that_is_cut_off(sequenced):
+    class Unplugged(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell():
+                raise OSError("the mount is gone")
+            return super().read(min(size, 300))
+
+    stored = SimpleNamespace(open_input_file=lambda path: pa.PythonFile(Unplugged(sequenced), mode="r"))
+    with pytest.raises(OSError, match="the mount is gone"):
+        described(SimpleNamespace(path="", filesystem=stored), "film.dcm", load_settings().data)
+
+
+def test_a_header_that_finds_no_memory_is_not_taken_for_another_patient(tmp_path, film, monkeypatch):
+    def exhausted(*arguments, **options):
+        raise MemoryError
+
+    film(tmp_path / "a.dcm", 0, PatientID="P1")
+    monkeypatch.setattr("pipelines.data.image.dicom.read_header", exhausted)
+    with pytest.raises(MemoryError):
         described(Folder(str(tmp_path)), "a.dcm", load_settings().data)
 
 

@@ -60,7 +60,14 @@ def test_many_alike_cost_no_all_pairs_loop():
 def test_of_copies_the_labelled_one_stays_and_takes_the_most_held_out_split():
     """As in a mix of a set with labels and one without: in whatever order they come."""
     rows = [{"row": k, "uri": f"{k}", "sha256": digest, "split": split, "patient_id": f"p{k}", "phash": bytes(32),
-             "labels": labels, "absent": []} for k, (digest, split, labels) in enumerate(
+             "labels": labels, "absent": [], "structures": []} for k, (digest, split, labels) in enumerate(
                  [("a", "test", []), ("a", "train", ["Edema"]), ("b", "val", []), ("b", "train", [])])]
     decided = decide(pa.Table.from_pylist(rows), Data(near_duplicates=None)).to_pylist()
     assert [(row["row"], row["split"]) for row in decided] == [(0, None), (1, "test"), (3, None)]
+
+
+def test_of_equally_labelled_copies_the_one_with_a_mask_stays():
+    rows = [{"row": k, "uri": f"{k}", "sha256": "a", "split": "train", "patient_id": f"p{k}", "phash": bytes(32),
+             "labels": ["Edema"], "absent": [], "structures": outlined} for k, outlined in enumerate([[], ["heart"]])]
+    decided = decide(pa.Table.from_pylist(rows), Data(near_duplicates=None)).to_pylist()
+    assert [(row["row"], row["split"]) for row in decided] == [(0, None)]

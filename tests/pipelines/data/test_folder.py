@@ -53,6 +53,16 @@ def test_class_folders_only(make):
     assert places(make("sick/a.png", "well/a.png")) == {"sick/a.png": (None, ["sick"]), "well/a.png": (None, ["well"])}
 
 
+def test_folders_named_after_patients_are_no_findings(make):
+    paths = [f"train/patient{k}/{film}.png" for k in range(30) for film in "ab"]
+    with pytest.raises(UserError, match=r"30 folders of 60 images.*data\.patient_regex"):
+        places(make(*paths))
+    settings = make(*paths, patient_regex=r"([^/]+)/[^/]+$")
+    assert places(settings) == {path: ("train", []) for path in paths}
+    assert set(patients(settings).values()) == {f"patient{k}" for k in range(30)}
+    assert places(make("sick/a.png", "well/a.png", patient_regex=r"(\w)\.png"))["sick/a.png"][1] == ["sick"]
+
+
 def test_no_folders_split_folders_only_and_all_mixed(make):
     assert places(make("a.png", "train/b.png", "sick/c.png", "test/sick/d.png")) == {
         "a.png": (None, []), "train/b.png": ("train", []), "sick/c.png": (None, ["sick"]),

@@ -11,7 +11,7 @@ from cluster import s3
 from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.data import identifiers, split
-from pipelines.data.identifiers import FILE, hide, salt_of
+from pipelines.data.identifiers import FILE, Salt, hide, hide_row, salt_of, unite
 from pipelines.data.manifest import write_manifest
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
@@ -19,7 +19,7 @@ from pipelines.graph.run import run_stages
 from pipelines.graph.stage import run_folder
 from pipelines.report.report import report
 from pipelines.tables.parquet import iterate_shards, read_columns
-from pipelines.tables.schemas import IMAGES, MANIFEST
+from pipelines.tables.schemas import HASHED_MANIFEST, IMAGES, MANIFEST
 
 NAME = "ZEBEDEUS"  # of a person, and nothing else is called so
 
@@ -98,11 +98,24 @@ def test_identifiers_are_hashed_and_the_split_does_not_depend_on_the_salt(tmp_pa
         assert not re.search("patient |study |secret", str(table.select(["patient_id", "study_id"]).to_pydict()))
 
 
+@pytest.mark.parametrize("secret", ["one", "another"])
+def test_a_patient_of_several_identifiers_is_one_whose_place_does_not_depend_on_the_salt(secret):
+    known = [("K0", "P0"), ("P0", None), ("K1", "P1"), ("K2", "P0"), ("K3", None)]
+    rows = [hide_row({"patient_id": patient, "study_id": None, "alias": alias}, Salt(secret))
+            for patient, alias in known]
+    table = unite(pa.Table.from_pylist(rows, schema=HASHED_MANIFEST))
+    one, two, three, four, five = table["patient_id"].to_pylist()
+    assert one == two == four
+    assert len({one, three, five}) == 3, "an identifier that only an alias has joins nobody"
+    lowest = min(split.split_bucket(name) for name in ("K0", "P0", "K2"))
+    assert table["bucket"].to_pylist() == [lowest, lowest, split.split_bucket("K1"), lowest, split.split_bucket("K3")]
+
+
 def test_a_record_number_cannot_be_found_by_trying_all_under_the_salt_of_the_code(tmp_path):
     """As was possible while the salt was the word `rayograph`."""
     import hashlib
 
-    [hashed] = {salt_of(Folder(str(tmp_path))).hashed("0000042")}
+    [hashed] = {salt_of(Folder(str(tmp_path))).hash("0000042")}
     assert hashed not in {hashlib.sha256(f"rayograph\0{k:07d}".encode()).hexdigest()[:16] for k in range(1000)}
 
 

@@ -20,7 +20,7 @@ from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage
 from pipelines.tables.images import pixels
 from pipelines.tables.parquet import read_columns, read_shard
-from pipelines.tables.schemas import PLACED
+from pipelines.tables.schemas import HASHED_MANIFEST
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -214,11 +214,11 @@ def test_headers_are_read_once_however_often_ingest_is_killed(tmp_path, monkeypa
 
     def described():
         headers.read_headers(out, headers.list_headers(out, list_images(data, 0)), data, salt)
-        return read_columns(out / "headers", PLACED.names)
+        return read_columns(out / "headers", HASHED_MANIFEST.names)
 
     first = described()
     assert first["path"].to_pylist() == [f"{k}.dcm" for k in range(6)]
-    assert first["patient_id"].to_pylist() == [salt.hashed(f"patient {k // 2}") for k in range(6)]
+    assert first["patient_id"].to_pylist() == [salt.hash(f"patient {k // 2}") for k in range(6)]
     assert (out / "headers").names() == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
     (out / "headers").remove("part-00001.parquet")
     for path in (tmp_path / "pacs").glob("[012].dcm"):

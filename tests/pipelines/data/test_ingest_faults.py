@@ -159,7 +159,7 @@ def test_a_node_without_the_mount_eats_no_shard(xrays, undisturbed, tmp_path):
             time.sleep(0.5)
         done = ingest(xrays, tmp_path / "runs", RAY_ADDRESS=cluster.address)
         assert done.returncode == 0, done.stderr
-        assert "is left out" in done.stderr
+        assert "is excluded" in done.stderr
         assert refused(tmp_path / "runs") == []
         assert ids(tmp_path / "runs") == undisturbed
     finally:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.listing import list_images, listing_hash
-from pipelines.data.sources import find_source
+from pipelines.data.sources import cards_of, find_source
 from pipelines.data.sources.cxr_868k import SETS
 from pipelines.graph.compose import load_settings
 from pipelines.graph.fields import outcome_settings
@@ -109,6 +109,7 @@ def test_sets_of_a_mix_have_roots_and_options_of_their_own(root):
 
 @pytest.mark.parametrize(("sets", "match"), [
     ("{ours: {source: folder, rot: /x}}", r"data\.sets\.ours='rot'.*root"), ("[a b]", "'a b'"),
+    ("{a-b: {root: /x}, a_b: {root: /y}}", r"data\.sets='a_b': is the same name as 'a-b'"),
     ("{ours: 3}", r"data\.sets\.ours=3"), ("3", r"data\.sets=3"), ("/no/such.yaml", r"/no/such\.yaml"),
 ])
 def test_sets_that_are_none_are_told(sets, match):
@@ -124,25 +125,31 @@ def test_a_mix_needs_sets_and_none_of_them_is_a_mix():
 
 
 def test_results_lie_in_no_root_of_a_mix(tmp_path):
-    with pytest.raises(ValueError, match="lie in one another"):
+    with pytest.raises(ValueError, match="overlap"):
         load_settings("data=mix", f"data.sets={{jsrt: {{root: {tmp_path}/runs}}}}", f"storage={tmp_path}/runs")
+
+
+NIH_AND_RSNA = {
+    "nih-cxr14/00000013_000.png": b"x", "nih-cxr14/test_list.txt": "",
+    "nih-cxr14/Data_Entry_2017.csv": "Image Index,Finding Labels,Follow-up #,Patient ID,View Position\n"
+                                     "00000013_000.png,Mass,0,13,PA\n",
+    "rsna-pneumonia/stage_2_train_images/abc.dcm": b"x", "rsna-pneumonia/stage_2_train_images/unmapped.dcm": b"x",
+    "rsna-pneumonia/stage_2_detailed_class_info.csv": "patientId,class\nabc,Normal\nunmapped,Normal\n",
+    "rsna-pneumonia/pneumonia-challenge-dataset-mappings_2018.json":
+        '[{"subset_img_id": "abc", "img_id": "00000013_000.png"}]',
+}
+
+
+def fill(root, files):
+    for path, content in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def test_people_of_films_that_two_sets_share_are_one_patient(tmp_path):
     """NIH's numbers in the RSNA's list, the RSNA's and BIMCV's names in COVIDx's, MIMIC-CXR's in both forms."""
-    def fill(files):
-        for path, content in files.items():
-            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / path).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    fill({
-        "nih-cxr14/00000013_000.png": b"x", "nih-cxr14/test_list.txt": "",
-        "nih-cxr14/Data_Entry_2017.csv": "Image Index,Finding Labels,Follow-up #,Patient ID,View Position\n"
-                                         "00000013_000.png,Mass,0,13,PA\n",
-        "rsna-pneumonia/stage_2_train_images/abc.dcm": b"x", "rsna-pneumonia/stage_2_train_images/unmapped.dcm": b"x",
-        "rsna-pneumonia/stage_2_detailed_class_info.csv": "patientId,class\nabc,Normal\nunmapped,Normal\n",
-        "rsna-pneumonia/pneumonia-challenge-dataset-mappings_2018.json":
-            '[{"subset_img_id": "abc", "img_id": "00000013_000.png"}]',
+    fill(tmp_path, {
+        **NIH_AND_RSNA,
         "covidx-cxr4/train/1.png": b"x", "covidx-cxr4/train/2.png": b"x", "covidx-cxr4/train/3.png": b"x",
         "covidx-cxr4/train.txt": "unmapped 1.png negative rsna\nsub-S1 2.png positive bimcv\n5 3.png negative cohen\n",
         "bimcv-covid19/covid19_posi/sub-S1/ses-E1/mod-rx/sub-S1_ses-E1_run-1_bp-chest_vp-pa_cr.png": b"x",
@@ -155,3 +162,15 @@ def test_people_of_films_that_two_sets_share_are_one_patient(tmp_path):
         "unmapped.dcm": "rsna-pneumonia/unmapped", "1.png": "rsna-pneumonia/unmapped",
         "2.png": "bimcv-covid19/sub-S1", "sub-S1_ses-E1_run-1_bp-chest_vp-pa_cr.png": "bimcv-covid19/sub-S1",
         "3.png": "covidx-cxr4/5"}
+
+
+@pytest.mark.parametrize(("nih", "rsna"), [("nih", "rsna"), ("nih-cxr14", "rsna-pneumonia"), ("a_b", "other")])
+def test_who_is_who_does_not_depend_on_what_the_sets_are_called(tmp_path, nih, rsna):
+    """And sources are found by the names of the page on data, too."""
+    fill(tmp_path, NIH_AND_RSNA)
+    chosen = load_settings("data=mix", f"data.sets={{{nih}: {{source: nih-cxr14, root: {tmp_path}/nih-cxr14}}, "
+                                       f"{rsna}: {{source: rsna_pneumonia, root: {tmp_path}/rsna-pneumonia}}}}").data
+    rows = list_images(chosen, 0).to_pylist()
+    assert {row["path"].rpartition("/")[2]: row["patient_id"] for row in rows} == {
+        "00000013_000.png": f"{nih}/13", "abc.dcm": f"{nih}/13", "unmapped.dcm": f"{rsna}/unmapped"}
+    assert set(cards_of(chosen)) == {nih.replace("-", "_"), rsna.replace("-", "_")}

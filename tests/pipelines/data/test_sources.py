@@ -85,10 +85,12 @@ def test_a_source_of_another_package_is_found_by_its_entry_point(tmp_path, monke
     about = tmp_path / "hospital-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: hospital\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[rayograph.sources]\nours = hospital\n")
+    (about / "entry_points.txt").write_text("[rayograph.sources]\nour-films = hospital\n")
     monkeypatch.syspath_prepend(tmp_path)
     find_source.cache_clear()
-    assert find_source("ours").manifest(None, 0) == "its rows"
+    assert find_source("our-films").manifest(None, 0) == "its rows"
+    mixed = load_settings("data=mix", "data.sets={our-films: {root: /x}}").data
+    assert [part.source for _, part in find_source("mix")._parts(mixed)] == ["our-films"]
     find_source.cache_clear()
 
 

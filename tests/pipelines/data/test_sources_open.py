@@ -2,6 +2,7 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image as Picture
 
 from cluster import faults
+from cluster.storage import Folder
+from pipelines.data.image.picture import Refused
 from pipelines.data.public_set import Tree
 from pipelines.data.settings import Data
 from pipelines.data.sources import (
@@ -63,8 +66,7 @@ def picture(value: int = 0, size: int = 32) -> bytes:
 
 @pytest.mark.parametrize("module", TREES)
 def test_an_empty_folder_names_the_set_and_where_it_is_given_out(module, fill):
-    without = [] if module is dicom else ["README.md", "other/x.txt"]  # of DICOM only headers tell which files are it
-    for settings in (fill(), fill(*without)):
+    for settings in (fill(), fill("README.md", "other/x.txt")):
         with pytest.raises(ValueError, match="holds no") as error:
             module.SOURCE.manifest(settings, 0)
         assert module.CARD.title in str(error.value)
@@ -380,6 +382,29 @@ def test_huggingface_with_classes(fill, tmp_path):
         np.testing.assert_array_equal(loaded.image, np.asarray(Picture.open(io.BytesIO(picture(k)))))
 
 
+def test_huggingface_tells_a_corrupt_row_group_from_a_fault_of_the_storage(fill, monkeypatch):
+    monkeypatch.setattr(faults, "WAITS", ())
+    content = bytearray(parquet({}, rows=4))
+    images = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(0).column(0)
+    page = images.dictionary_page_offset or images.data_page_offset
+    content[page + 40 : page + images.total_compressed_size] = b"\xff" * (images.total_compressed_size - 40)
+    settings = fill(size=32, files={"a.parquet": bytes(content)})
+    rows = listed(settings)
+    with pytest.raises(Refused) as refused:
+        huggingface.SOURCE.load(rows[0], settings)
+    assert refused.value.reason == "decoder_error"
+    assert huggingface.SOURCE.load(rows[2], settings).width == 32, "of the next row group"
+
+    class Unplugged(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError("the mount is gone")
+
+    monkeypatch.setattr(Folder, "filesystem", SimpleNamespace(
+        open_input_file=lambda path: pa.PythonFile(Unplugged(content), mode="r")))
+    with pytest.raises(faults.StorageUnavailable, match="the mount is gone"):
+        huggingface.SOURCE.load(rows[0], settings)
+
+
 @pytest.mark.parametrize("feature", [
     b'{"_type": "List", "feature": %s}', b'{"_type": "Sequence", "feature": %s}', b"[%s]"])
 def test_huggingface_with_lists_of_classes(fill, feature):
@@ -488,7 +513,7 @@ def test_manifest_of_csv(fill, tmp_path, monkeypatch):
     rows = manifest.SOURCE.manifest(settings, 0).to_pylist()
     assert [(row["uri"], row["patient_id"], row["study_id"], row["view"], row["labels"], row["split"],
              [mask["path"] for mask in row["masks"]]) for row in rows] == [
-        (f"{tmp_path}/images/a.png", "007", "s1", "PA", ["a", "b"], "train", [f"{tmp_path}/masks/a.png"]),
+        (f"{tmp_path}/images/a.png", "007", "s1", "PA", ["a", "b"], "train", ["masks/a.png"]),
         ("/far/b.png", "/far/b.png", None, None, [], "val", []),
         ("s3://bucket/c.png", "8", None, None, ["c"], "test", ["s3://bucket/m.png"])]
     assert [row["absent"] for row in rows] == [["c"], [], ["a", "b"]]
@@ -498,11 +523,12 @@ def test_manifest_of_csv(fill, tmp_path, monkeypatch):
     assert loaded.structures == ("mask",)
     monkeypatch.setattr(faults, "WAITS", ())
     with pytest.raises(faults.StorageUnavailable):
-        manifest.SOURCE.load({"uri": "/far/b.png"}, settings)
+        manifest.SOURCE.load({"path": "/far/b.png"}, settings)
 
 
 def test_manifest_that_tells_what_is_absent(fill):
-    settings = fill(files={"list.csv": "path,labels,absent,uncertain\na.png,normal,effusion,\nb.png,edema,,Mass|x\n"})
+    settings = fill(files={"list.csv": "path,labels,absent,uncertain\na.png,normal,effusion,\nb.png,edema,,Mass|x\n",
+                           "a.png": "x"})
     settings.root += "/list.csv"
     rows = manifest.SOURCE.manifest(settings, 0).to_pylist()
     assert [(row["labels"], row["absent"], row["uncertain"]) for row in rows] == [
@@ -513,7 +539,8 @@ def test_manifest_of_parquet_and_tsv(fill):
     content = io.BytesIO()
     pq.write_table(pa.table({"uri": ["s3://bucket/a.png"], "path": ["a"], "labels": [["x", "y, z"]],
                              "patient_id": [3]}), content)
-    settings = fill(files={"list.parquet": content.getvalue(), "list.tsv": "path\tlabels\na.png\tx, y\n"})
+    settings = fill(files={"list.parquet": content.getvalue(), "list.tsv": "path\tlabels\na.png\tx, y\n",
+                           "a.png": "x"})
     root = settings.root
     settings.root = f"{root}/list.parquet"
     row, = manifest.SOURCE.manifest(settings, 0).to_pylist()

@@ -17,7 +17,7 @@ def settings():
 def table_of(rows):
     """Rows of the manifest, with the patients' places."""
     return pa.Table.from_pylist(rows, schema=MANIFEST).append_column(
-        "place", [[split.place(row["patient_id"]) for row in rows]])
+        "bucket", [[split.split_bucket(row["patient_id"]) for row in rows]])
 
 
 def manifest(rows):

@@ -157,7 +157,7 @@ def test_files_that_are_not_ours_are_never_cleared(compose):
     plan = plan_of(compose())
     (plan.folder / "train").write("of the user.png", b"x")
     for redo in ([], ["changed=redo"]):
-        with pytest.raises(UserError, match=r"run/train holds files that are not"):
+        with pytest.raises(UserError, match=r"run/train contains files that rayograph did not"):
             run.run_all(compose(*redo))
     assert (plan.folder / "train").read("of the user.png") == b"x"
 
@@ -185,7 +185,7 @@ def test_a_trained_generator_is_cleared_only_when_told_so(compose):
             run.run_all(compose(*overrides, "changed=redo"))
     (plan_of(compose()).folder / "encoder").remove("begun.json")
     (plan_of(compose()).folder / "encoder").remove("stage.json")
-    with pytest.raises(UserError, match=r"train follows from .*encoder"):
+    with pytest.raises(UserError, match=r"train depends on .*encoder"):
         run.run_all(compose())
     assert plan_of(compose()).is_done("train"), "nothing was touched"
 
@@ -269,12 +269,12 @@ def test_stages_come_after_what_they_need(compose):
     assert run.order(settings)[0] == "ingest"
 
 
-def test_circles_and_unknown_nodes_in_the_graph_are_named(compose):
+def test_cycles_and_unknown_nodes_in_the_graph_are_named(compose):
     settings = compose()
     settings.graph["autoencoder"] = Node("autoencoder", {"ingest": ("report",)})
-    with pytest.raises(UserError, match=r"autoencoder.*report.*circle"):
+    with pytest.raises(UserError, match=r"autoencoder.*report.*cycle"):
         run.order(settings)
-    with pytest.raises(UserError, match="circle"):
+    with pytest.raises(UserError, match="cycle"):
         run.run_stages(settings, ["train"], redo=False)
     for override, culprit in (("+graph.encoder.needs={ingest: nothing}", "nothing"),
                               ("+graph.encoder.needs={nothing: ingest}", "nothing"),
@@ -397,7 +397,7 @@ def test_a_single_stage_does_not_make_a_trained_generator_out_of_date_by_the_way
     plan = plan_of(compose())
     for name in ("begun.json", "stage.json"):
         (plan.folder / "ingest").remove(name)
-    with pytest.raises(UserError, match=r"train follows from ingest.*changed=redo"):
+    with pytest.raises(UserError, match=r"train depends on ingest.*changed=redo"):
         run.run_stages(compose(), ["ingest"], redo=False)
     assert plan_of(compose()).record("train"), "nothing was touched"
     plan_of(compose("changed=redo")).begin("ingest", redo=True)
@@ -409,7 +409,7 @@ def test_hidden_files_of_the_user_are_not_ours_either(compose, entry):
     plan = plan_of(compose())
     folder, _, name = entry.rpartition("/")
     (plan.folder / "ingest" / folder if folder else plan.folder / "ingest").write(name, b"x")
-    with pytest.raises(UserError, match="holds files that are not"):
+    with pytest.raises(UserError, match="contains files that rayograph did not"):
         plan.begin("ingest", redo=True)
 
 

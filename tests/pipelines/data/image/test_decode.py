@@ -268,7 +268,7 @@ def test_collimated_ground_does_not_count_as_saturated(settings):
 
 @pytest.mark.parametrize(("name", "modality"), [("JPGExtended.dcm", "CR"), ("JPGExtended.dcm", "DX"),
                                                 ("JPEG-lossy.dcm", "CR")])
-def test_jpeg_extended_of_12_bits_is_read(settings, name, modality):
+def test_jpeg_extended_of_12_bits_is_read(settings, capfd, name, modality):
     """pydicom's own test files, relabelled: they are scintigrams of 12 bits."""
     dataset = pydicom.dcmread(get_testdata_file(name))
     assert (dataset.file_meta.TransferSyntaxUID, dataset.BitsStored) == (JPEGExtended12Bit, 12)
@@ -281,6 +281,7 @@ def test_jpeg_extended_of_12_bits_is_read(settings, name, modality):
     assert (decoded.width, decoded.height) == (256, 1024)
     assert decoded.image.std() > 10
     assert abs(int(dataset.pixel_array.max()) - 264) <= 1, "what libjpeg gives, too"
+    assert capfd.readouterr().err == ""
 
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -329,7 +330,7 @@ def test_chests_and_what_is_not_named_are_kept(settings, part):
 @pytest.mark.parametrize("part", [
     "HAND", "Hand PA", "FOOT", "KNEE", "KNEE_LEFT", "LSPINE", "TSPINE", "CSPINE", "THORACIC SPINE", "EXTREMITY",
     "SKULL", "PELVIS", "HIP", "ABDOMEN", "ABD", "SHOULDER", "CLAVICLE", "WRIST", "ANKLE", "LEG", "UP_EXM", "Sch\xe4del",
-    "RODILLA", "Wirbels\xe4ule", "BREAST", "HEAD", "FINGER",
+    "RODILLA", "Wirbels\xe4ule", "BREAST", "HEAD", "FINGER", "RHAND", "LFOOT", "L KNEE",
 ])
 def test_other_parts_of_the_body_are_left_out_unless_asked_for(settings, part):
     content = dicom(Modality="DX", BodyPartExamined=part, SpecificCharacterSet="ISO_IR 100")

@@ -68,6 +68,13 @@ def test_a_broken_mask_refuses_its_image(broken):
     assert refused.value.reason == "bad_mask"
 
 
+def test_a_mask_of_another_shape_is_refused_and_not_stretched():
+    decoded = decode(encoded(np.eye(40, dtype=np.uint8) * 200), load_settings("data.size=32").data)
+    with pytest.raises(Refused, match="24x40 pixels, the image 40x40") as refused:
+        label_map([mask("polyp", "there")], decoded, lambda path: encoded(np.eye(40, 24, dtype=np.uint8) * 255))
+    assert refused.value.reason == "bad_mask"
+
+
 def test_phantom_masks_are_the_exact_ones():
     settings = load_settings("data.size=64").data
     loaded = find_source("phantom").load({"uri": "phantom://3/7"}, settings)
