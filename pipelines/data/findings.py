@@ -12,6 +12,7 @@ TorchXRayVision (Cohen et al. 2022, arXiv:2111.00595).
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -106,20 +107,27 @@ NIH = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusio
 NO_PATHOLOGY = (NO_FINDING, "Support Devices")
 
 
-def _key(label: str) -> str:
+def spelling_key(label: str) -> str:
+    """Equal for spellings that differ in case, blanks, `_` and `-` alone."""
     return re.sub(r"[\s_-]+", " ", label).strip().casefold()
 
 
 _GENERAL: dict[str, tuple[str, ...]] = {}
 for _finding, _others in FINDINGS.items():
     for _spelling in (_finding, *_others):
-        _GENERAL[_key(_spelling)] = (*_GENERAL.get(_key(_spelling), ()), _finding)
+        _GENERAL[spelling_key(_spelling)] = (*_GENERAL.get(spelling_key(_spelling), ()), _finding)
 
 
 def canonical(label: str, source: str) -> tuple[str, ...]:
     """The findings that a source's label names (of hydropneumothorax two); its own text where it names none."""
-    own = SPELLINGS.get(source, {}).get(_key(label))
-    return (own,) if own else _GENERAL.get(_key(label), (label.strip(),))
+    own = SPELLINGS.get(source, {}).get(spelling_key(label))
+    return (own,) if own else _GENERAL.get(spelling_key(label), (label.strip(),))
+
+
+def nearest(label: str) -> str | None:
+    """The finding that has a spelling like the label's, None where there is none."""
+    close = difflib.get_close_matches(spelling_key(label), _GENERAL, 1, 0.75)
+    return _GENERAL[close[0]][0] if close else None
 
 
 def states(source: str, present: Iterable[str], uncertain: Iterable[str] = (), absent: Iterable[str] = (),

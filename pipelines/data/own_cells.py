@@ -11,9 +11,19 @@ from cluster.errors import SetMistake
 STATES = ("labels", "absent", "uncertain")
 
 
+EMPTY = ("", "nan", "NaN", "None")  # as data frames write a cell that is empty
+
+
 def text(value: Any) -> str | None:
     """A cell without blanks around it; None where it is empty."""
-    return None if value is None else str(value).strip() or None
+    found = "" if value is None else str(value).strip()
+    return None if found in EMPTY else found
+
+
+def path(value: Any) -> str | None:
+    """A path, also one that was written on Windows."""
+    found = text(value)
+    return found.replace("\\", "/") if found and "/" not in found else found
 
 
 def identifier(value: Any) -> str | None:
@@ -24,9 +34,8 @@ def identifier(value: Any) -> str | None:
 
 def findings(value: Any, separator: str) -> list[str]:
     """The findings in a cell that is a list, or a text joined by `separator`."""
-    parts = (value or "").split(separator) if value is None or isinstance(value, str) else value
-    return [str(part).strip() for part in (parts if isinstance(parts, list) else [parts])
-            if part is not None and str(part).strip()]
+    parts = value.split(separator) if isinstance(value, str) else value if isinstance(value, list) else [value]
+    return [found for part in parts if (found := text(part))]
 
 
 def joined(rows: Sequence[dict[str, Any]], table: str) -> dict[str, Any]:

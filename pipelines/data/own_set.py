@@ -13,6 +13,7 @@ from pipelines.data.structures import STRUCTURES
 from pipelines.graph.fields import check_choices, require, schema
 
 SUFFIXES = (".yaml", ".yml")
+BOOLEANS = {True: ["true", "yes", "on"], False: ["false", "no", "off"]}  # what YAML takes for one
 
 
 @dataclass
@@ -105,16 +106,20 @@ def read_set(root: str) -> OwnSet:
 
     base = root.rpartition("/")[0]
     try:
-        given: Any = OmegaConf.to_container(OmegaConf.create(read_bytes(root).decode()))
+        given: Any = OmegaConf.to_container(OmegaConf.create(decoded(read_bytes(root), root)))
         if unknown := set(given) - set(DEFAULTS):
             key = min(unknown)
             raise SetMistake(f"{root}: unknown key {key!r}; {suggestion(str(key), DEFAULTS)}")
         if "masks" in given:  # the mapping that is given replaces the usual one
-            given["masks"] = given["masks"] or {}
+            given["masks"] = masks = given["masks"] or {}
+            if not isinstance(masks, dict) or not all(isinstance(column, str) for column in masks.values()):
+                raise SetMistake(f"{root}.masks={masks!r}: must have a column for each structure, as in "
+                                 "{left_lung: LungMask}")
+        given |= _texts(given)
         values: Any = OmegaConf.to_container(OmegaConf.merge(
             OmegaConf.structured(schema(OwnSet)), {key: value for key, value in given.items() if key != "masks"}))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        raise SetMistake(f"{root} describes no set: {error}") from error
+    except (OmegaConfBaseException, YAMLError, TypeError, AttributeError) as error:
+        raise SetMistake(f"{root} describes no set: {' '.join(str(error).split())}") from error
     found = OwnSet(**values | ({"masks": given["masks"]} if "masks" in given else {}))
     try:
         found.check(root)
@@ -125,9 +130,25 @@ def read_set(root: str) -> OwnSet:
     return found
 
 
+def _texts(given: dict[str, Any]) -> dict[str, Any]:
+    """The cells that a description names as a table may have them: YAML reads yes, no and numbers otherwise."""
+    cells = {key: [cell for value in given[key] for cell in (BOOLEANS[value] if isinstance(value, bool) else [value])]
+             for key in ("present_values", "absent_values", "uncertain_values") if isinstance(given.get(key), list)}
+    return cells | {key: {str(cell): meant for cell, meant in given[key].items()}
+                    for key in ("splits", "spellings") if isinstance(given.get(key), dict)}
+
+
 def within(base: str, path: str) -> str:
     """A path or URI, relative to `base` where it is relative."""
     return path if "://" in path or path.startswith("/") else f"{base}/{path}"
+
+
+def decoded(content: bytes, uri: str) -> str:
+    """The text of a file.  Raises SetMistake where it is not UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SetMistake(f"{uri} is not UTF-8; save it as UTF-8") from error
 
 
 def read_bytes(uri: str) -> bytes:

@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cluster.errors import SetMistake
 from pipelines.data.files import BATCH
-from pipelines.data.own_cells import STATES, findings, identifier, joined, text
-from pipelines.data.own_set import DEFAULTS, OwnSet, read_bytes, within
-from pipelines.data.public_set import read_csv
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from pipelines.data.findings import FINDINGS, NO_FINDING, NO_PATHOLOGY, canonical, spelling_key
+from pipelines.data.own_cells import STATES, findings, identifier, joined, path, text
+from pipelines.data.own_file import read_table
+from pipelines.data.own_set import DEFAULTS, OwnSet, within
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
                "testing": "test"}
-
-
-def read_table(described: OwnSet) -> pa.Table:
-    """The table of a set; of CSV and TSV all cells are texts.
-
-    Raises:
-        SetMistake: it is no table.
-        UserError: it cannot be read.
-    """
-    from pyarrow import ArrowInvalid, parquet
-
-    content = read_bytes(described.table)
-    try:
-        if content[:4] == b"PAR1":
-            return parquet.read_table(io.BytesIO(content))
-        delimiter = "\t" if ".tsv" in described.table.rsplit("/", 1)[-1].lower() else ","
-        return read_csv(content, gzipped=content[:2] == b"\x1f\x8b", delimiter=delimiter)
-    except ArrowInvalid as error:
-        raise SetMistake(f"{described.table} is no table: {error}") from error
 
 
 class OwnTable:
@@ -53,7 +31,7 @@ class OwnTable:
     """
 
     def __init__(self, described: OwnSet) -> None:
-        self.described, self.table = described, read_table(described)
+        self.described, self.table = described, read_table(described.table)
         self.names = set(self.table.column_names)
         key = described.key or next((name for name in ("uri", "path") if name in self.names), None)
         if key is None:
@@ -68,6 +46,7 @@ class OwnTable:
             for cell in cells}
         for column in described.label_columns:
             self._named(column)
+        self._spelled = {spelling_key(word): finding for word, finding in described.spellings.items()}
         self._image = self._numbers()
         self.again = int((self._image >= 0).sum()) - len(np.unique(self._image[self._image >= 0]))
 
@@ -106,15 +85,15 @@ class OwnTable:
             "key": self._key(row[self.key]), "patient_id": identifier(told.get("patient")),
             "study_id": identifier(told.get("study")), "view": text(told.get("view")),
             "split": self._split(told, row), **self._findings(told, row),
-            "masks": [{"name": structure, "path": row[column], "rle": None}
-                      for structure, column in self.masks.items() if row[column]],
+            "masks": [{"name": structure, "path": where, "rle": None}
+                      for structure, column in self.masks.items() if (where := path(row[column]))],
         }
 
     def _key(self, cell: Any) -> str | None:
-        return text(cell) if self.described.key_is == "path" else identifier(cell)
+        return path(cell) if self.described.key_is == "path" else identifier(cell)
 
     def _split(self, told: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
-        value = str(told.get("split") or "").strip()
+        value = identifier(told.get("split")) or ""
         known = self.described.splits or SPLIT_NAMES
         split = known.get(value) or known.get(value.lower())
         if value and split is None:
@@ -122,20 +101,27 @@ class OwnTable:
         return split
 
     def _findings(self, told: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, list[str]]:
-        spelled = self.described.spellings
         if not self.described.label_columns:
-            found = {state: findings(told.get(state), self.described.separator) for state in STATES}
-            return {state: [spelled.get(label, label) for label in labels] for state, labels in found.items()}
-        found = {state: [] for state in STATES}
+            return {state: [self._spelling(label) for label in findings(told.get(state), self.described.separator)]
+                    for state in STATES}
+        found: dict[str, list[str]] = {state: [] for state in STATES}
+        blank = []
         for column in self.described.label_columns:
-            cell = "" if row[column] is None else str(row[column]).strip()
-            if not cell:
-                continue
-            if cell.casefold() not in self.states:
-                raise SetMistake(f"{self.described.table}, {row[self.key]}: {column} is {cell!r}, which none of "
-                                "present_values, absent_values and uncertain_values holds")
-            found[self.states[cell.casefold()]].append(spelled.get(column, column))
+            cell, finding = str(row[column]).strip().casefold(), self._spelling(column)
+            if cell in self.states:
+                found[self.states[cell]].append(finding)
+            elif text(row[column]) is None:
+                blank.append(finding)
+            else:
+                raise SetMistake(f"{self.described.table}, {row[self.key]}: {column} is {row[column]!r}, which none of "
+                                 "present_values, absent_values and uncertain_values holds")
+        if any(NO_FINDING in canonical(finding, "manifest") for finding in found["labels"]):
+            found["absent"] += [finding for finding in blank
+                                if set(canonical(finding, "manifest")) <= FINDINGS.keys() - NO_PATHOLOGY]
         return found
+
+    def _spelling(self, label: str) -> str:
+        return self._spelled.get(spelling_key(label), label)
 
     def _column(self, field: str) -> str | None:
         """The column of a field; None where it has its usual name and is not there."""

@@ -127,13 +127,15 @@ class Tree:
         """Rows of the first of these CSV files (gzip or not) that is there, each a dict of texts; blanks are "".
 
         Raises:
+            StorageUnavailable: it cannot be read.
             UserError: there is none, or it is no table.
         """
         from pyarrow import ArrowInvalid
 
         path = self.find(*names)
         try:
-            table = read_csv(self.folder.read(path), gzipped=path.endswith(".gz"), **options)
+            content = retried(lambda: self.folder.read(path), f"{self.root}/{path}")
+            table = read_csv(content, gzipped=path.endswith(".gz"), **options)
         except ArrowInvalid as error:
             raise UserError(f"{self.root}/{path} is no table: {error}") from error
         for batch in table.to_batches():

@@ -134,9 +134,12 @@ def _raw_folder(source: str, root: str) -> str:
 
 
 def _resolved(source: str | None, root: str | None, base: str = "") -> str | None:
-    if not root or "://" in root or source == "huggingface":  # whose root may be OWNER/NAME of the Hub
+    if not root or "://" in root:
         return root
-    return absolute(os.path.join(base, os.path.expanduser(root)))
+    path = os.path.join(base, os.path.expanduser(root))
+    if source == "huggingface" and not os.path.isdir(path):  # it may be OWNER/NAME of the Hub
+        return root
+    return absolute(path)
 
 
 def _read_sets(path: str) -> Any:

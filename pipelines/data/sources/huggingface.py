@@ -139,7 +139,7 @@ def _rows(root: str, path: str) -> Iterator[dict[str, Any]]:
             split = SPLIT_WORDS.get((told["split"] or (words[-1] if words else "")).lower())
             yield told | {
                 "source": "huggingface", "uri": f"{root}/{place}", "path": place, "split": split,
-                "patient_id": told["patient_id"] or place, "labels": _labels(cell.get(label), names),
+                "patient_id": told["patient_id"] or place, "labels": _labels(cell.get(label), names, f"{root}/{place}"),
                 "absent": [], "uncertain": [], "masks": [],
             }
 
@@ -176,10 +176,22 @@ def _names(feature: Any) -> list[str] | None:
     return feature["names"] if feature.get("_type") == "ClassLabel" else _names(feature.get("feature"))
 
 
-def _labels(value: Any, names: list[str] | None) -> list[str]:
-    """-1 stands for no label, as in `datasets`."""
-    values = [v for v in (value if isinstance(value, list) else [value]) if v not in (None, "")]
-    return [str(v) for v in values] if names is None else [names[v] for v in values if v >= 0]
+def _labels(value: Any, names: list[str] | None, where: str) -> list[str]:
+    """The labels of a cell: texts as they are, numbers by `names`; -1 stands for no label, as in `datasets`.
+
+    Raises:
+        UserError: a number has no name.
+    """
+    values = [v for v in (value if isinstance(value, list) else [value]) if v not in (None, "") and v == v]  # not NaN
+    return [str(v) for v in values] if names is None else [
+        v if isinstance(v, str) else _name(v, names, where) for v in values if isinstance(v, str) or v >= 0]
+
+
+def _name(number: float, names: list[str], where: str) -> str:
+    if number != int(number) or number >= len(names):
+        raise UserError(f"{where}: label {number} of {len(names)} names ({', '.join(names)}); correct the column, or "
+                        "the names in the file's metadata")
+    return names[int(number)]
 
 
 def _content(root: str, path: str, row: int) -> bytes | None:
@@ -213,7 +225,7 @@ def _images(root: str, path: str, group: int) -> pa.ChunkedArray:
         except (OSError, ArrowInvalid) as error:
             if file.fault:
                 raise file.fault from None
-            raise Refused("decoder_error", f"its row group cannot be decoded: {error}") from error
+            raise Refused("decoder_error", f"its row group cannot be decoded: {type(error).__name__}") from error
 
 
 @lru_cache(maxsize=64)

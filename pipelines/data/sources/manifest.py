@@ -23,7 +23,8 @@ from pipelines.data.files import BATCH, as_manifest, connect, read_image
 from pipelines.data.findings import states
 from pipelines.data.listing import listing_hash
 from pipelines.data.own_cells import STATES
-from pipelines.data.own_files import check_folder, with_bytes
+from pipelines.data.own_listing import check_folder, with_bytes
+from pipelines.data.own_remarks import remarks
 from pipelines.data.own_set import OwnSet, read_set, within
 from pipelines.data.own_table import OwnTable
 from pipelines.data.public_set import Card, Tree
@@ -50,7 +51,8 @@ class Manifest:
         described = _set(settings)
         if described.key_is == "path":
             return _listed(described)
-        _by_key(settings.root or "")  # says now what is wrong with it, and not in every worker
+        for remark in _by_key(settings.root or "")[2]:  # now, as what is wrong with it, and not in every worker
+            say(remark)
         check_folder(described)
         tree = Tree(described.folder(), described.card)
         return as_manifest({"source": "manifest", "uri": f"{tree.root}/{image.path}", "path": image.path,
@@ -69,7 +71,7 @@ class Manifest:
         if found is None:
             return None
         image, key = found
-        index, table = _by_key(settings.root or "")
+        index, table, _ = _by_key(settings.root or "")
         told = table.slice(index[key], 1).to_pylist()[0] if key in index else {}
         patient, alias = image.patient, told.get("patient_id")
         if described.patient != OwnSet.patient:
@@ -107,7 +109,7 @@ class Manifest:
         described = _set(settings)
         if described.key_is == "path":
             return ""
-        index, table = _by_key(settings.root or "")
+        index, table, _ = _by_key(settings.root or "")
         joined = [described.key_is, described.patient != OwnSet.patient, list(index), listing_hash(table)]
         return hashlib.sha256(json.dumps(joined).encode()).hexdigest()[:16]
 
@@ -167,13 +169,14 @@ def _listed(described: OwnSet) -> pa.Table:
     found = assess(as_manifest(rows()), own.exhaustive)
     if not found.num_rows:
         raise SetMistake(f"{described.table} lists no image: its column {own.key!r} is empty")
-    _tell_joined(own)
+    for remark in remarks(own, found):
+        say(remark)
     return with_bytes(found, described)
 
 
 @lru_cache(maxsize=2)
-def _by_key(root: str) -> tuple[dict[str, int], pa.Table]:
-    """Of a table whose rows name what headers hold: the number of each key's row, and the rows as a manifest."""
+def _by_key(root: str) -> tuple[dict[str, int], pa.Table, list[str]]:
+    """Of a table whose rows name what headers hold: the number of each key's row, the rows as a manifest, remarks."""
     own = OwnTable(read_set(root))
     index: dict[str, int] = {}
 
@@ -182,13 +185,8 @@ def _by_key(root: str) -> tuple[dict[str, int], pa.Table]:
             index[row.pop("key")] = len(index)
             yield row | {"source": "manifest"}
 
-    _tell_joined(own)
-    return index, assess(as_manifest(rows()), own.exhaustive)
-
-
-def _tell_joined(own: OwnTable) -> None:
-    if own.again:
-        say(f"{own.described.table}: {own.again} rows name an image again; what the rows of one say is taken together")
+    table = assess(as_manifest(rows()), own.exhaustive)
+    return index, table, remarks(own, table)
 
 
 SOURCE = Manifest()

@@ -97,3 +97,13 @@ def test_a_source_of_another_package_is_found_by_its_entry_point(tmp_path, monke
 def test_a_data_set_of_the_hub_keeps_its_name(tmp_path):
     settings = load_settings("data=huggingface", "data.root=owner/name", f"storage={tmp_path}")
     assert settings.data.root == "owner/name"
+
+
+def test_a_folder_laid_out_as_on_the_hub_is_found_from_everywhere(tmp_path, monkeypatch):
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sets.yaml").write_text("hub: {source: huggingface, root: owner/name}\n")
+    settings = load_settings("data=huggingface", "data.root=owner/name", "storage=/x").data
+    assert settings.root == f"{tmp_path}/owner/name"
+    settings = load_settings("data=mix", f"data.sets={tmp_path}/sets.yaml", "storage=/x").data
+    assert settings.sets["hub"]["root"] == f"{tmp_path}/owner/name"

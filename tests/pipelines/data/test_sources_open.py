@@ -11,6 +11,7 @@ import pytest
 from PIL import Image as Picture
 
 from cluster import faults
+from cluster.errors import UserError
 from cluster.storage import Folder
 from pipelines.data.image.picture import Refused
 from pipelines.data.public_set import Tree
@@ -393,6 +394,7 @@ def test_huggingface_tells_a_corrupt_row_group_from_a_fault_of_the_storage(fill,
     with pytest.raises(Refused) as refused:
         huggingface.SOURCE.load(rows[0], settings)
     assert refused.value.reason == "decoder_error"
+    assert str(refused.value) == "its row group cannot be decoded: OSError", "and no bytes of the file"
     assert huggingface.SOURCE.load(rows[2], settings).width == 32, "of the next row group"
 
     class Unplugged(io.BytesIO):
@@ -411,6 +413,20 @@ def test_huggingface_with_lists_of_classes(fill, feature):
     columns = {"labels": pa.array([[0, 1], [], None], pa.list_(pa.int64()))}
     settings = fill(files={"train.parquet": parquet(columns, CLASSES % (b"labels", feature % CLASS))})
     assert [row["labels"] for row in listed(settings)] == [["No Finding", "Pneumonia"], [], []]
+
+
+@pytest.mark.parametrize("labels", [
+    pa.array(["NORMAL", "PNEUMONIA", None]), pa.array([0.0, 1.0, float("nan")]), pa.array([0.0, 1.0, None])])
+def test_huggingface_with_classes_that_are_texts_or_decimals(fill, labels):
+    settings = fill(files={"train.parquet": parquet({"label": labels}, CLASSES % (b"label", CLASS))})
+    assert [row["labels"] for row in listed(settings)] == [["No Finding"], ["Pneumonia"], []]
+
+
+@pytest.mark.parametrize("number", [9, 0.5])
+def test_huggingface_with_a_number_that_has_no_name(fill, number):
+    settings = fill(files={"train.parquet": parquet({"label": pa.array([0, number, 1])}, CLASSES % (b"label", CLASS))})
+    with pytest.raises(UserError, match=rf"train\.parquet#1: label {number} of 2 names \(NORMAL, PNEUMONIA\)"):
+        listed(settings)
 
 
 def test_huggingface_with_plain_columns(fill):
