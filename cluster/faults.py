@@ -18,14 +18,14 @@ from cluster.storage import Folder
 
 T = TypeVar("T")
 
-WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before each further attempt: a minute in all
+BACKOFF_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before each further attempt: a minute in all
 
 
 class StorageUnavailable(OSError):
     """A storage cannot be read or written from this node; other nodes may reach it."""
 
 
-def retried(call: Callable[[], T], uri: str, waits: Sequence[float] | None = None) -> T:
+def with_retries(call: Callable[[], T], uri: str, waits: Sequence[float] | None = None) -> T:
     """The result of `call`, retried after each OSError with back-off and jitter (half of a wait to all of it).
 
     Slow failures such as network timeouts count: once the sum of the waits has elapsed, the next failure is the last.
@@ -33,12 +33,12 @@ def retried(call: Callable[[], T], uri: str, waits: Sequence[float] | None = Non
     Args:
         call: reads or writes bytes and can be repeated; it must not decode them, since PIL raises OSErrors.
         uri: what it reads or writes, for the message.
-        waits: seconds before each further attempt; None: WAITS.
+        waits: seconds before each further attempt; None: BACKOFF_SECONDS.
 
     Raises:
         StorageUnavailable: the last attempt failed, too.
     """
-    waits = WAITS if waits is None else waits
+    waits = BACKOFF_SECONDS if waits is None else waits
     deadline = time.monotonic() + sum(waits)
     for attempt, wait in enumerate((*waits, None), 1):
         try:
@@ -63,7 +63,7 @@ def read_listed(folder: Folder, name: str, waits: Sequence[float] | None = None)
     """
     uri = f"{folder.uri}/{name}"
     try:
-        return retried(lambda: folder.read(name), uri, waits)
+        return with_retries(lambda: folder.read(name), uri, waits)
     except StorageUnavailable as error:
         if isinstance(error.__cause__, FileNotFoundError) and holds_something(Folder(uri.rpartition("/")[0])):
             raise UserError(f"{uri} was listed but no longer exists; restore it, or add changed=redo to list "

@@ -19,7 +19,7 @@ from cluster.session import Resources, use_cores
 T = TypeVar("T")
 
 
-def compute(resources: Resources, function: Callable[..., T], *args: Any) -> T:
+def run_on_accelerator(resources: Resources, function: Callable[..., T], *args: Any) -> T:
     """Run `function(*args)` in one Ray task on an accelerator (or the CPUs of one node) and return its result.
 
     Exceptions of the function are raised here as they are, so that a UserError keeps its type and text.
@@ -34,7 +34,7 @@ def compute(resources: Resources, function: Callable[..., T], *args: Any) -> T:
         raise error.cause from error
 
 
-def apart(function: Callable[..., T], *args: Any) -> T:
+def run_in_subprocess(function: Callable[..., T], *args: Any) -> T:
     """Run `function(*args)` in a new process of this machine, whose memory is freed at its end, and return its result.
 
     The process imports the module of the function, not the caller's script, which may lack a `__main__` guard.

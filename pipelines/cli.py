@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import Any
 
-from pipelines.graph.declared import declared
+from pipelines.graph.declared import stage_registry
 
 USAGE = """\
 rayograph: from unlabelled chest X-rays to a published generator and a synthetic corpus
@@ -35,7 +35,7 @@ Examples
 def main() -> None:
     """Entry point.  Exit codes: 0 done, 1 a failure, 2 the user's mistake (one line says what and where)."""
     arguments = sys.argv[1:]
-    stages = declared()["stages"]
+    stages = stage_registry()["stages"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE.format(stages="\n".join(f"  {name:<12} {stage['help']}" for name, stage in stages.items())))
         sys.exit(0)

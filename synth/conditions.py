@@ -13,7 +13,7 @@ import numpy as np
 
 from cluster.errors import UserError
 from cluster.storage import Folder
-from pipelines.data.labels import STATES, label_states
+from pipelines.data.labels import STATE_COLUMNS, label_states
 from pipelines.generator.latents.rows import TrainRows
 from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.tables.parquet import read_columns
@@ -32,7 +32,7 @@ class Pool:
 
     def __init__(self, latents: Folder) -> None:
         spec = read_latent_spec(latents)
-        table = read_columns(latents, ["image_id", *STATES], "train")
+        table = read_columns(latents, ["image_id", *STATE_COLUMNS], "train")
         self.image_ids, self.label_names = table["image_id"], spec.labels
         self.labels = label_states(table, self.label_names)
         _, self.group = np.unique(self.labels, axis=0, return_inverse=True)  # images with equal labels share a group

@@ -24,7 +24,7 @@ from cluster.storage import Folder
 from pipelines.data.labels import ABSENT, PRESENT
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import bar, say
-from pipelines.tables.images import png
+from pipelines.tables.images import encode_png
 from pipelines.tables.parquet import READERS, pending_shards, read_columns, shard_count, write_shard
 from pipelines.tables.schemas import CORPUS
 from synth.conditions import Condition, find_strategy
@@ -101,7 +101,7 @@ class SamplingActor:
             images = self.sampler.sample(to_sample, spec.seed, indices)
         rows = [{
             "image_id": hashlib.sha256(image.tobytes()).hexdigest()[:32],
-            "image": png(image),
+            "image": encode_png(image),
             "labels": self._findings(condition, PRESENT),
             "absent": self._findings(condition, ABSENT),
             "strategy": spec.settings.strategy,

@@ -14,7 +14,7 @@ from conftest import TINY
 from scipy.ndimage import gaussian_filter
 
 from cluster.storage import Folder
-from pipelines.tables.images import png
+from pipelines.tables.images import encode_png
 from pipelines.tables.parquet import shard_name, write_shard
 from pipelines.tables.schemas import IMAGES
 
@@ -52,7 +52,7 @@ PEAK = "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
 def test_memory_does_not_grow_with_the_set(stage, tmp_path):
     random = np.random.default_rng(0)
     smooth = gaussian_filter(random.normal(128, 400, (ROWS, SIDE, SIDE)), (0, 8, 8)).clip(0, 255).astype(np.uint8)
-    rows = [{"image_id": f"i{k}", "image": png(image), "source": "s", "labels": ["a"] if k % 2 else [],
+    rows = [{"image_id": f"i{k}", "image": encode_png(image), "source": "s", "labels": ["a"] if k % 2 else [],
              "absent": [] if k % 2 else ["a"],
              "split": ("train", "train", "train", "val", "test", "test")[k % 6]} for k, image in enumerate(smooth)]
     one = Folder(f"{tmp_path}/one")

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.data.own_set import read_set
 from pipelines.graph.compose import load_settings
-from pipelines.graph.declared import declared
+from pipelines.graph.declared import stage_registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*/**/README.md"))]
@@ -47,5 +47,5 @@ def test_the_own_sets_on_the_pages_are_such(name):
 @pytest.mark.parametrize(("page", "line"), TYPED)
 def test_a_command_on_a_page_composes(page, line):
     command, *overrides = shlex.split(line, comments=True)
-    assert command in {"run", "$stage", *declared()["stages"]}
+    assert command in {"run", "$stage", *stage_registry()["stages"]}
     load_settings(*(override for override in overrides if not override.startswith("-")))

@@ -289,7 +289,7 @@ def kill_workers(process: subprocess.Popen, title: str, times: int) -> int:
 @pytest.mark.ray
 def test_killed_workers_of_ingest_lose_and_double_nothing(tmp_path):
     process = subprocess.Popen(command(tmp_path, "data.images=4000", stage="ingest"), stderr=subprocess.DEVNULL)
-    assert kill_workers(process, "Convert", 3) == 3
+    assert kill_workers(process, "ConvertShard", 3) == 3
     assert process.wait(SECONDS) == 0
     found = table(tmp_path, "ingest/images")["image_id"]
     assert len(found) == len(set(found)) == 4000

@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.errors import UserError
-from cluster.faults import retried
+from cluster.faults import with_retries
 from cluster.storage import Folder
 from pipelines.data.image.picture import NOT_WANTED, Refused
 from pipelines.data.listing import present_uri
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources import find_source
-from pipelines.tables.images import png
+from pipelines.tables.images import encode_png
 from pipelines.tables.parquet import read_shard, shard_name, write_shard
 from pipelines.tables.schemas import IMAGES, QUARANTINE
 from pipelines.tables.shards import Row, RowOperator
@@ -27,7 +27,7 @@ from pipelines.tables.shards import Row, RowOperator
 FRONTAL = ("PA", "AP", "FRONTAL", "POSTERO", "ANTERO")  # prefixes of the names of frontal views
 
 
-class Convert(RowOperator):
+class ConvertShard(RowOperator):
     """Decodes, cleans and commits one shard.
 
     Args:
@@ -35,7 +35,7 @@ class Convert(RowOperator):
         settings: how to clean the images.
     """
 
-    def __init__(self, folder: Folder, settings: Data) -> None:
+    def __init__(self, folder: Folder, settings: DataSettings) -> None:
         self.manifest, self.images, self.quarantine = (folder / name for name in ("manifest", "images", "quarantine"))
         self.settings = settings
 
@@ -58,8 +58,8 @@ class Convert(RowOperator):
         identity = decoded.sha256 if self.settings.deduplicate else f"{decoded.sha256}\0{row['source']}/{row['path']}"
         return row | {
             "image_id": hashlib.sha256(identity.encode()).hexdigest()[:32],
-            "image": png(decoded.image),
-            "mask": None if decoded.mask is None else png(decoded.mask),
+            "image": encode_png(decoded.image),
+            "mask": None if decoded.mask is None else encode_png(decoded.mask),
             **{name: getattr(decoded, name)
                for name in ("structures", "width", "height", "sha256", "box", "mapping", "erased", "phash")},
         }
@@ -71,7 +71,7 @@ class Convert(RowOperator):
         refused = [row for row in rows if "reason" in row]
         bad = sum(row["reason"] not in NOT_WANTED for row in refused)
         kept = pa.Table.from_pylist([row for row in rows if "reason" not in row], schema=IMAGES)
-        retried(lambda: self._write(shard, kept, refused), f"{self.images.uri}/{shard_name(shard)}")
+        with_retries(lambda: self._write(shard, kept, refused), f"{self.images.uri}/{shard_name(shard)}")
         return len(rows), bad
 
     def _write(self, shard: int, kept: pa.Table, refused: Sequence[Row]) -> None:

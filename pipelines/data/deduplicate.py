@@ -12,20 +12,20 @@ import pyarrow.compute as pc
 
 from cluster.storage import Folder
 from pipelines.data.convert import quarantine_rows
-from pipelines.data.duplicates import groups, joined
-from pipelines.data.labels import STATES
-from pipelines.data.settings import Data
+from pipelines.data.duplicates import duplicate_groups, merged_groups
+from pipelines.data.labels import STATE_COLUMNS
+from pipelines.data.settings import DataSettings
 from pipelines.monitor.progress import bar
 from pipelines.tables.parquet import read_columns, read_shard, shard_name, write_file
 from pipelines.tables.schemas import SPLITS
 from pipelines.tables.shards import ShardOperator, run_shards
 
-DECIDED = "decided.parquet"  # in the manifest's folder
+DECISIONS = "decided.parquet"  # in the manifest's folder
 DUPLICATES = "duplicates.parquet"  # in the quarantine
-COLUMNS = ("row", "uri", "sha256", "split", "patient_id", "phash", "structures", *STATES)
+COLUMNS = ("row", "uri", "sha256", "split", "patient_id", "phash", "structures", *STATE_COLUMNS)
 
 
-def deduplicate(folder: Folder, settings: Data) -> None:
+def deduplicate(folder: Folder, settings: DataSettings) -> None:
     """Keep each person in one split and, unless data.deduplicate=false, one copy of each image.
 
     Patients who share an image count as one person under several names: all their images go to the most held-out of
@@ -36,23 +36,23 @@ def deduplicate(folder: Folder, settings: Data) -> None:
     import ray
 
     manifest = folder / "manifest"
-    if not manifest.exists(DECIDED):
+    if not manifest.exists(DECISIONS):
         ray.get(ray.remote(max_retries=2)(_decide).remote(folder, settings))
-    decided = read_shard(manifest, DECIDED)
+    decided = read_shard(manifest, DECISIONS)
     lost = decided.filter(pc.is_null(decided["split"]))
     if lost.num_rows:
         write_file(folder / "quarantine", DUPLICATES,
                    quarantine_rows(lost["uri"], ["duplicate"] * lost.num_rows, lost["detail"]))
     blocks = _by_shard(decided.select(["row", "split"]), settings.shard_rows)
     with bar("ingest, duplicates", decided.num_rows, "decisions") as shown:
-        run_shards(Apply(folder / "images"), blocks, shown)
+        run_shards(RewriteShard(folder / "images"), blocks, shown)
 
 
-def _decide(folder: Folder, settings: Data) -> None:
-    write_file(folder / "manifest", DECIDED, decide(read_columns(folder / "images", COLUMNS), settings))
+def _decide(folder: Folder, settings: DataSettings) -> None:
+    write_file(folder / "manifest", DECISIONS, decide(read_columns(folder / "images", COLUMNS), settings))
 
 
-def decide(images: pa.Table, settings: Data) -> pa.Table:
+def decide(images: pa.Table, settings: DataSettings) -> pa.Table:
     """The images that are dropped or change their split, in order of `row`.
 
     Args:
@@ -63,15 +63,15 @@ def decide(images: pa.Table, settings: Data) -> pa.Table:
         `row`, `uri`, and the new `split`; or for dropped images null, and the reason in `detail`.
     """
     hashes = _hashes(images["phash"]) if settings.near_duplicates is not None and images.num_rows else None
-    group = groups(_numbers(images["sha256"]), hashes, settings.near_duplicates)
+    group = duplicate_groups(_numbers(images["sha256"]), hashes, settings.near_duplicates)
     held_out = pc.index_in(images["split"], pa.array(SPLITS)).to_numpy()
-    person = joined(group, _numbers(images["patient_id"]))
+    person = merged_groups(group, _numbers(images["patient_id"]))
     final = np.zeros(person.max(initial=0) + 1, held_out.dtype)
     np.maximum.at(final, person, held_out)
     keeper = np.arange(len(group))
     if settings.deduplicate:
         known, outlined = (sum(pc.fill_null(pc.list_value_length(images[name]), 0).to_numpy() for name in names)
-                           for names in (STATES, ["structures"]))
+                           for names in (STATE_COLUMNS, ["structures"]))
         best_first = np.lexsort((-held_out, -outlined, -known, group))
         _, heads = np.unique(group[best_first], return_index=True)
         keeper = best_first[heads][group]
@@ -104,7 +104,7 @@ def _by_shard(decided: pa.Table, shard_rows: int) -> list[pa.Table]:
     return [decided.slice(start, count) for _, start, count in zip(numbers, starts, counts, strict=True)]
 
 
-class Apply(ShardOperator):
+class RewriteShard(ShardOperator):
     """Rewrites one shard of images without the dropped ones and with the decided splits."""
 
     def __init__(self, images: Folder) -> None:
@@ -113,12 +113,12 @@ class Apply(ShardOperator):
     def run(self, block: pa.Table) -> tuple[int, int]:
         name = shard_name(block["shard"][0].as_py())
         before = read_shard(self.images, name, ["row", "split"])
-        if not apply(before, block).equals(before):  # else another attempt did it
-            write_file(self.images, name, apply(read_shard(self.images, name), block))
+        if not apply_decisions(before, block).equals(before):  # else another attempt did it
+            write_file(self.images, name, apply_decisions(read_shard(self.images, name), block))
         return block.num_rows, 0
 
 
-def apply(shard: pa.Table, decided: pa.Table) -> pa.Table:
+def apply_decisions(shard: pa.Table, decided: pa.Table) -> pa.Table:
     """A shard without the dropped images and with the decided splits."""
     place = pc.index_in(shard["row"], decided["row"].combine_chunks())
     decision = decided["split"].take(place)

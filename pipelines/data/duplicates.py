@@ -13,7 +13,7 @@ PAIRS = 1 << 20  # collected before they are merged
 NEIGHBOURS = 48  # compared with each image of a band; more share a key only among very many near-identical images
 
 
-def groups(ids: Sequence[str] | np.ndarray, hashes: np.ndarray | None, radius: int | None) -> np.ndarray:
+def duplicate_groups(ids: Sequence[str] | np.ndarray, hashes: np.ndarray | None, radius: int | None) -> np.ndarray:
     """Number of the group of duplicates that each image belongs to, int (N,).
 
     Args:
@@ -29,15 +29,15 @@ def groups(ids: Sequence[str] | np.ndarray, hashes: np.ndarray | None, radius: i
         apart = group[one] != group[other]
         waiting.append((one[apart], other[apart]))
         if sum(len(pairs[0]) for pairs in waiting) > PAIRS:
-            group, waiting = joined(group, _all(waiting)), []
-    return joined(group, _all(waiting)) if waiting else group
+            group, waiting = merged_groups(group, _all(waiting)), []
+    return merged_groups(group, _all(waiting)) if waiting else group
 
 
 def _all(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([one for one, _ in pairs]), np.concatenate([other for _, other in pairs])
 
 
-def joined(group: np.ndarray, links: np.ndarray | tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def merged_groups(group: np.ndarray, links: np.ndarray | tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Numbers of the connected components of a grouping merged with `links`, int (N,).
 
     Args:

@@ -14,14 +14,14 @@ from cluster.errors import UserError
 from cluster.faults import holds_something, read_listed
 from cluster.storage import Folder
 from pipelines.data.image.picture import NOT_WANTED, Refused
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipelines.data.image.decode import Decoded
 
-PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 BATCH = 10_000  # rows of a manifest
 DECODING = threading.Semaphore(2)  # at once in a process, while others read: a large film takes some 300 MB
 
@@ -51,7 +51,7 @@ def listing(root: str) -> dict[str, int]:
     return dict(sorted((path, size) for path, size in files if not any(p.startswith(".") for p in path.split("/"))))
 
 
-def as_manifest(rows: Iterator[Mapping[str, Any]]) -> pa.Table:
+def manifest_table(rows: Iterator[Mapping[str, Any]]) -> pa.Table:
     """Rows of the manifest as a table, few of them held as Python objects at a time."""
     import pyarrow as pa
 
@@ -63,7 +63,7 @@ def as_manifest(rows: Iterator[Mapping[str, Any]]) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def fair_draw(listed: pa.Table, n: int | None) -> pa.Table:
+def draw_by_path_hash(listed: pa.Table, n: int | None) -> pa.Table:
     """`n` of the listed images (all for None), in order: from all folders alike, whatever other images there are."""
     if n is None or n >= listed.num_rows:
         return listed
@@ -72,7 +72,7 @@ def fair_draw(listed: pa.Table, n: int | None) -> pa.Table:
     return listed.take(sorted(drawn[:n]))
 
 
-def read_image(folder: str, name: str, row: Mapping[str, Any], settings: Data, listed: bool = True,
+def read_image(folder: str, name: str, row: Mapping[str, Any], settings: DataSettings, listed: bool = True,
                **options: Any) -> Decoded:
     """Read and decode one file, and its masks if it has any.
 

@@ -130,7 +130,7 @@ def nearest(label: str) -> str | None:
     return _GENERAL[close[0]][0] if close else None
 
 
-def states(source: str, present: Iterable[str], uncertain: Iterable[str] = (), absent: Iterable[str] = (),
+def finding_columns(source: str, present: Iterable[str], uncertain: Iterable[str] = (), absent: Iterable[str] = (),
            assessed: Iterable[str] = ()) -> dict[str, list[str]]:
     """The columns `labels` (present), `absent` and `uncertain` of an image; no finding is in two of them.
 

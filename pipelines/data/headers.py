@@ -9,8 +9,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 from cluster.storage import Folder
-from pipelines.data.identifiers import Salt, hide_row
-from pipelines.data.settings import Data
+from pipelines.data.identifiers import Salt, pseudonymise_row
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources import find_source
 from pipelines.monitor.progress import bar
 from pipelines.tables.parquet import pending_shards, read_shard, shard_count, shard_name, write_shard
@@ -29,7 +29,7 @@ def list_headers(out: Folder, listed: pa.Table) -> int:
     return listed.num_rows
 
 
-def read_headers(out: Folder, rows: int, settings: Data, salt: Salt) -> None:
+def read_headers(out: Folder, rows: int, settings: DataSettings, salt: Salt) -> None:
     """Commit the listed rows that are images to HEADERS, with the metadata of their files and hashed identifiers
     (schemas.HASHED_MANIFEST); what an interrupted command has read is not read again.
 
@@ -42,13 +42,13 @@ def read_headers(out: Folder, rows: int, settings: Data, salt: Salt) -> None:
     pending = pending_shards(out / HEADERS, shard_count(rows, ROWS))
     with bar("ingest, headers", rows) as shown:
         shown.to(rows - sum(min(ROWS, rows - index * ROWS) for index in pending))
-        run_shards(Describe(out, settings, salt), shard_numbers(pending), shown)
+        run_shards(ReadHeaders(out, settings, salt), shard_numbers(pending), shown)
 
 
-class Describe(RowOperator):
+class ReadHeaders(RowOperator):
     """Reads the headers of one shard of listed files."""
 
-    def __init__(self, manifest: Folder, settings: Data, salt: Salt) -> None:
+    def __init__(self, manifest: Folder, settings: DataSettings, salt: Salt) -> None:
         self.listed, self.headers = manifest / LISTED, manifest / HEADERS
         self.settings, self.salt = settings, salt
 
@@ -57,10 +57,10 @@ class Describe(RowOperator):
 
     def one(self, row: Row) -> Row:
         described = find_source(self.settings.source).describe(row, self.settings)  # type: ignore[attr-defined]
-        return {} if described is None else hide_row(described, self.salt)
+        return {} if described is None else pseudonymise_row(described, self.salt)
 
     def killed(self, row: Row) -> Row:
-        return hide_row(row | {"patient_id": row["path"]}, self.salt)
+        return pseudonymise_row(row | {"patient_id": row["path"]}, self.salt)
 
     def commit(self, shard: int, rows: list[Row]) -> tuple[int, int]:
         table = pa.Table.from_pylist([row for row in rows if row], schema=HASHED_MANIFEST)

@@ -19,14 +19,14 @@ import pyarrow.compute as pc
 
 from cluster.errors import UserError
 from cluster.storage import Folder
-from pipelines.data.duplicates import joined
+from pipelines.data.duplicates import merged_groups
 from pipelines.data.split import split_bucket
 from pipelines.monitor.progress import say
 
 VARIABLE = "RAYOGRAPH_SALT"
 FILE = ".rayograph-salt"  # in the storage; on a disk readable by its owner only
 RANDOM_BYTES = 32
-HIDDEN = ("patient_id", "study_id", "alias")
+IDENTIFIERS = ("patient_id", "study_id", "alias")
 
 
 @dataclass(frozen=True)
@@ -67,27 +67,27 @@ def salt_of(storage: Folder) -> Salt:
     return Salt(secret)
 
 
-def which_salt() -> str:
+def salt_fingerprint() -> str:
     """Part of ingest's fingerprint: identifies the salt of the environment; that of a storage never changes."""
     given = os.environ.get(VARIABLE)
     return Salt(given).fingerprint() if given else "of the storage"
 
 
-def hide(manifest: pa.Table, salt: Salt) -> pa.Table:
+def pseudonymise(manifest: pa.Table, salt: Salt) -> pa.Table:
     """The rows with HIDDEN hashed and the patient's split `bucket` added; nulls stay null."""
     patients = manifest["patient_id"].combine_chunks().dictionary_encode()
     buckets = pa.array([split_bucket(patient) for patient in patients.dictionary.to_pylist()], pa.int16())
     manifest = manifest.append_column("bucket", buckets.take(patients.indices))
-    for name in (name for name in HIDDEN if name in manifest.column_names):
+    for name in (name for name in IDENTIFIERS if name in manifest.column_names):
         values = manifest[name].combine_chunks().dictionary_encode()
         hashed = pa.array([value and salt.hash(value) for value in values.dictionary.to_pylist()], pa.string())
         manifest = manifest.set_column(manifest.schema.get_field_index(name), name, hashed.take(values.indices))
     return manifest
 
 
-def hide_row(row: dict[str, Any], salt: Salt) -> dict[str, Any]:
-    """`hide` for one row."""
-    hashes = {name: salt.hash(row[name]) if row.get(name) else None for name in HIDDEN}
+def pseudonymise_row(row: dict[str, Any], salt: Salt) -> dict[str, Any]:
+    """`pseudonymise` for one row."""
+    hashes = {name: salt.hash(row[name]) if row.get(name) else None for name in IDENTIFIERS}
     return row | hashes | {"bucket": split_bucket(row["patient_id"])}
 
 
@@ -104,7 +104,7 @@ def unite(manifest: pa.Table) -> pa.Table:
     if not linked.any():
         return manifest
     n = len(patients.dictionary)
-    person = joined(np.arange(n), (patient[linked], alias.drop_null().to_numpy()))
+    person = merged_groups(np.arange(n), (patient[linked], alias.drop_null().to_numpy()))
     buckets = np.zeros(n, np.int16)
     buckets[patient] = manifest["bucket"].to_numpy()
     lowest_first = np.lexsort((buckets, person))

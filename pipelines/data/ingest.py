@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 from cluster.errors import UserError
 from cluster.storage import Folder
 from pipelines.data import identifiers, split
-from pipelines.data.convert import Convert
+from pipelines.data.convert import ConvertShard
 from pipelines.data.deduplicate import deduplicate
 from pipelines.data.image.picture import NOT_WANTED
 from pipelines.data.labels import label_lines, label_report, present
-from pipelines.data.manifest import look, write_manifest
-from pipelines.data.settings import Data
+from pipelines.data.manifest import list_and_hash, write_manifest
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources import cards_of
 from pipelines.graph.settings import Settings
 from pipelines.graph.stage import Metrics, Stage
@@ -41,14 +41,14 @@ def ingest(stage: Stage) -> Metrics:
         StorageUnavailable: the storage fails on every node, or repeatedly for one image.
         UserError: too many images are bad, or none is usable.
     """
-    data, folder = stage.section(Data), stage.folder
+    data, folder = stage.section(DataSettings), stage.folder
     images, quarantine = folder / "images", folder / "quarantine"
     rows = write_manifest(folder / "manifest", data, stage.seed, Folder(stage.settings.storage))
     pending = pending_shards(images, shard_count(rows, data.shard_rows))
     mixed = np.random.default_rng(0).permutation(pending).tolist()  # so that the first shards represent the whole set
     with bar("ingest", rows) as shown:
         shown.to(rows - sum(min(data.shard_rows, rows - index * data.shard_rows) for index in pending))
-        speed = run_shards(Convert(folder, data), shard_numbers(mixed), shown, BadImages(rows, quarantine, data))
+        speed = run_shards(ConvertShard(folder, data), shard_numbers(mixed), shown, BadImages(rows, quarantine, data))
     deduplicate(folder, data)
     counts = summarise(images, quarantine)
     if counts["images"] + counts["quarantined"] != rows:
@@ -65,13 +65,13 @@ def ingest(stage: Stage) -> Metrics:
 
 def observed(settings: Settings) -> dict[str, Any]:
     """External inputs of the result: a hash of the listing, and which salt hashes the identifiers."""
-    return {"data.listed": look(settings.data, settings.seed), "data.salt": identifiers.which_salt()}
+    return {"data.listed": list_and_hash(settings.data, settings.seed), "data.salt": identifiers.salt_fingerprint()}
 
 
 class BadImages:
     """Stops the run once ENOUGH images were processed and too many of them are bad."""
 
-    def __init__(self, total: int, quarantine: Folder, settings: Data) -> None:
+    def __init__(self, total: int, quarantine: Folder, settings: DataSettings) -> None:
         self.enough, self.quarantine, self.limit = min(total, ENOUGH), quarantine, settings.max_bad_fraction
         self.seen = self.bad = 0
 
@@ -122,7 +122,7 @@ def _example(quarantine: Folder) -> str:
     return ""
 
 
-def check(counts: Metrics, quarantine: Folder, settings: Data) -> None:
+def check(counts: Metrics, quarantine: Folder, settings: DataSettings) -> None:
     """Raise UserError if too many images are bad or none is usable; report what was rejected."""
     bad = counts["quarantined"] - sum(counts["reasons"].get(reason, 0) for reason in NOT_WANTED)
     seen = counts["images"] + counts["quarantined"]

@@ -16,12 +16,12 @@ from pipelines.data.findings import FINDINGS
 from pipelines.tables.parquet import READERS, read_shard
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
-STATES = ("labels", "absent")  # the columns that hold them
+STATE_COLUMNS = ("labels", "absent")  # the columns that hold them
 
 Report = dict[str, dict[str, Any]]  # source → `images`, and `findings`: finding → number of images in each state
 
 
-def known_labels(table: pa.Table) -> list[str]:
+def present_findings(table: pa.Table) -> list[str]:
     """The findings that are present in at least one image of the table, sorted."""
     return sorted(pc.unique(pc.list_flatten(table["labels"]).drop_null()).to_pylist())
 
@@ -41,7 +41,7 @@ def label_states(table: pa.Table, findings: Sequence[str]) -> np.ndarray:
 def label_report(images: Folder) -> Report:
     """Numbers of present, absent and unknown per source and finding; a few shards are in memory at once."""
     total: Counter[str] = Counter()
-    stated: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: {name: Counter() for name in STATES})
+    stated: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: {name: Counter() for name in STATE_COLUMNS})
     with ThreadPoolExecutor(READERS) as pool:
         for images_of, findings_of in pool.map(lambda name: _count(images, name), images.names(".parquet")):
             total.update(images_of)
@@ -58,11 +58,11 @@ def label_report(images: Folder) -> Report:
 
 def _count(images: Folder, shard: str) -> tuple[Counter[str], dict[tuple[str, str], Counter[str]]]:
     """Of one shard: images per source, and per source and column the images of each finding."""
-    table = read_shard(images, shard, ["source", *STATES])
+    table = read_shard(images, shard, ["source", *STATE_COLUMNS])
     found = {}
     for source in pc.unique(table["source"]).to_pylist():
         part = table.filter(pc.field("source") == source)
-        for column in STATES:
+        for column in STATE_COLUMNS:
             counts = pc.value_counts(pc.list_flatten(part[column].combine_chunks()))
             found[source, column] = Counter({row["values"]: row["counts"] for row in counts.to_pylist()})
     return Counter(table["source"].to_pylist()), found

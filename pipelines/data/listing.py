@@ -13,22 +13,22 @@ import posixpath
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.files import fair_draw
-from pipelines.data.settings import Data
+from pipelines.data.files import draw_by_path_hash
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources import find_source, image_folder
 from pipelines.tables.schemas import MANIFEST
 
 BATCH = 10_000  # rows hashed at a time
 
 
-def list_images(settings: Data, seed: int) -> pa.Table:
+def list_images(settings: DataSettings, seed: int) -> pa.Table:
     """The source's manifest, with `uri` relative to the folder of the images where it lies below it.
 
     Of it `data.images` are drawn, unless only headers tell which files are images.
     """
     table = find_source(settings.source).manifest(settings, seed)
     if not table["patient_id"].null_count:
-        table = fair_draw(table, settings.images)
+        table = draw_by_path_hash(table, settings.images)
     if folder := image_folder(settings):
         below, uri = f"{folder.rstrip('/')}/", table["uri"]
         relative = pc.if_else(pc.starts_with(uri, below), pc.utf8_slice_codeunits(uri, len(below)), uri)
@@ -36,7 +36,7 @@ def list_images(settings: Data, seed: int) -> pa.Table:
     return table
 
 
-def present_uri(uri: str, settings: Data) -> str:
+def present_uri(uri: str, settings: DataSettings) -> str:
     """Where an image of the manifest lies now."""
     folder = image_folder(settings)
     if "://" in uri or uri.startswith("/") or not folder:

@@ -15,21 +15,21 @@ from pyarrow import feather
 
 from cluster.errors import UserError
 from cluster.storage import Folder
-from cluster.tasks import apart
+from cluster.tasks import run_in_subprocess
 from pipelines.data import identifiers, split
-from pipelines.data.files import fair_draw
+from pipelines.data.files import draw_by_path_hash
 from pipelines.data.headers import HEADERS, list_headers, read_headers
 from pipelines.data.listing import list_images, listing_hash
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources import check_described, description_hash, find_source
 from pipelines.tables.parquet import read_columns, shard_count, write_shard
 from pipelines.tables.schemas import HASHED_MANIFEST
 
-WHOLE = "manifest.json"  # marks the manifest as whole
+COMPLETE = "manifest.json"  # marks the manifest as whole
 _lists: dict[str, tempfile.TemporaryDirectory] = {}  # what a command listed, until its manifest is written
 
 
-def look(settings: Data, seed: int) -> str:
+def list_and_hash(settings: DataSettings, seed: int) -> str:
     """A hash of the images that the source lists now and of all that it says of them.
 
     The list is kept for `write_manifest`.
@@ -38,30 +38,31 @@ def look(settings: Data, seed: int) -> str:
         UserError: the set is not there, or is not whole.
     """
     aside = tempfile.TemporaryDirectory(prefix="rayograph-list-")
-    told = apart(_list, settings, seed, aside.name)
+    told = run_in_subprocess(_list, settings, seed, aside.name)
     _lists[repr((settings, seed))] = aside
     return told
 
 
-def write_manifest(out: Folder, settings: Data, seed: int, storage: Folder) -> int:
+def write_manifest(out: Folder, settings: DataSettings, seed: int, storage: Folder) -> int:
     """Commit the source's images with their splits and hashed identifiers, once.  Returns how many there are.
 
     Raises:
         UserError: none of the files is an image, or there are too few patients.
     """
-    if whole := out.read_json(WHOLE):
+    if whole := out.read_json(COMPLETE):
         return whole["rows"]
     key = repr((settings, seed))
     if key not in _lists:
-        look(settings, seed)
+        list_and_hash(settings, seed)
     salt = identifiers.salt_of(storage)
     with _lists.pop(key) as aside:
-        if hasattr(find_source(settings.source), "describe") and (silent := apart(_list_headers, out, aside)):
-            read_headers(out, silent, settings, salt)
-        return apart(_commit, out, settings, salt, aside)
+        described_by_headers = hasattr(find_source(settings.source), "describe")
+        if described_by_headers and (rows := run_in_subprocess(_list_headers, out, aside)):
+            read_headers(out, rows, settings, salt)
+        return run_in_subprocess(_commit, out, settings, salt, aside)
 
 
-def _list(settings: Data, seed: int, aside: str) -> str:
+def _list(settings: DataSettings, seed: int, aside: str) -> str:
     table = list_images(settings, seed)
     feather.write_feather(table, _file(aside), compression="uncompressed")
     return "-".join(filter(None, (listing_hash(table), description_hash(settings))))
@@ -73,21 +74,21 @@ def _list_headers(out: Folder, aside: str) -> int:
     return list_headers(out, listed.filter(pc.is_null(listed["patient_id"])))
 
 
-def _commit(out: Folder, settings: Data, salt: identifiers.Salt, aside: str) -> int:
+def _commit(out: Folder, settings: DataSettings, salt: identifiers.Salt, aside: str) -> int:
     listed = feather.read_table(_file(aside))
-    told = identifiers.hide(listed.filter(pc.is_valid(listed["patient_id"])), salt)
+    told = identifiers.pseudonymise(listed.filter(pc.is_valid(listed["patient_id"])), salt)
     if told.num_rows < listed.num_rows:
         described = read_columns(out / HEADERS, HASHED_MANIFEST.names)
         check_described(described, settings)
         told = identifiers.unite(pa.concat_tables([told, described], promote_options="default"))
-        told = fair_draw(told, settings.images)
+        told = draw_by_path_hash(told, settings.images)
     if not told.num_rows:
         raise UserError(f"data.root={settings.root!r}: none of its {listed.num_rows} files is an image of "
                         f"data={settings.source}")
     manifest = split.assign(told, settings)
     for index in range(shard_count(manifest.num_rows, settings.shard_rows)):
         write_shard(out, index, manifest.slice(index * settings.shard_rows, settings.shard_rows))
-    out.write_json(WHOLE, {"rows": manifest.num_rows})
+    out.write_json(COMPLETE, {"rows": manifest.num_rows})
     return manifest.num_rows
 
 

@@ -1,7 +1,7 @@
 """What all published data sets have in common: files below `data.root`, tables beside them, a card that says whose.
 
-A module of `sources` describes one set with a `Card` and a function `images(tree, settings)` that yields one `Image`
-per picture, from the owner's own layout and tables. `Published` makes a source of the two.
+A module of `sources` describes one set with a `Card` and a function `images(tree, settings)` that yields one
+`ListedImage` per file, from the owner's layout and tables. `PublicSet` makes a source of the two.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from cluster.errors import UserError
-from cluster.faults import retried
-from pipelines.data.files import PICTURES, as_manifest, connect, listing, read_image
-from pipelines.data.findings import states
-from pipelines.data.settings import Data
+from cluster.faults import with_retries
+from pipelines.data.files import IMAGE_SUFFIXES, connect, listing, manifest_table, read_image
+from pipelines.data.findings import finding_columns
+from pipelines.data.settings import DataSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from cluster.storage import Folder
     from pipelines.data.image.decode import Decoded
-    from pipelines.data.image.picture import Picture
+    from pipelines.data.image.picture import GrayImage
 
 TRAIN_ONLY = "train only"
 """Split of an image of the owner's test part whose labels are not given out, which would test nothing: train, unless
@@ -43,7 +43,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Mask:
+class ListedMask:
     """One structure's mask: an image file whose bright pixels are the structure, or run lengths."""
 
     name: str  # one of the card's
@@ -52,7 +52,7 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Image:
+class ListedImage:
     """One picture as its owner describes it; what is unknown is None or left out."""
 
     path: str  # relative to the root
@@ -64,14 +64,14 @@ class Image:
     uncertain: Iterable[str] = ()  # mentioned, but neither stated nor denied
     labelled: bool = True  # whether the card's assessment holds for it
     split: str | None = None  # train, val or test, where the owner has an official one; TRAIN_ONLY
-    masks: tuple[Mask, ...] = ()
+    masks: tuple[ListedMask, ...] = ()
     inverted: bool = False  # air is bright in the file, and the file itself does not say so
     people: str | None = None  # the source whose name for the patient it is, where that is another one
     refused: str | None = None  # a reason of `image.picture.NOT_WANTED` that is known without reading the file
 
 
 class Findings(TypedDict, total=False):
-    """What a row of a label table says: these fields of an `Image`."""
+    """What a row of a label table says: these fields of a `ListedImage`."""
 
     labels: list[str]
     absent: list[str]
@@ -100,7 +100,7 @@ class Tree:
     @cached_property
     def pictures(self) -> list[str]:
         """Paths of all image files."""
-        return [path for path in self.files if path.lower().endswith(PICTURES)]
+        return [path for path in self.files if path.lower().endswith(IMAGE_SUFFIXES)]
 
     @cached_property
     def by_name(self) -> dict[str, str]:
@@ -134,7 +134,7 @@ class Tree:
 
         path = self.find(*names)
         try:
-            content = retried(lambda: self.folder.read(path), f"{self.root}/{path}")
+            content = with_retries(lambda: self.folder.read(path), f"{self.root}/{path}")
             table = read_csv(content, gzipped=path.endswith(".gz"), **options)
         except ArrowInvalid as error:
             raise UserError(f"{self.root}/{path} is no table: {error}") from error
@@ -175,27 +175,27 @@ def _parse(delimiter: str) -> Any:
     return csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
 
 
-class Published:
+class PublicSet:
     """A source made of a card, a function that reads the owner's layout, and a reader of the owner's own format."""
 
-    def __init__(self, card: Card, images: Callable[[Tree, Data], Iterable[Image]],
-                 read: Callable[[bytes, Data], Picture] | None = None) -> None:
+    def __init__(self, card: Card, images: Callable[[Tree, DataSettings], Iterable[ListedImage]],
+                 read: Callable[[bytes, DataSettings], GrayImage] | None = None) -> None:
         self.card, self._images, self._read = card, images, read
         self.name = images.__module__.rsplit(".", 1)[-1]
 
-    def manifest(self, settings: Data, seed: int) -> pa.Table:
+    def manifest(self, settings: DataSettings, seed: int) -> pa.Table:
         """One row per image that is there.
 
         Raises:
             UserError: the set is not there, or only its tables are.
         """
         tree = self._tree(settings)
-        table = as_manifest(self._rows(tree, settings)).sort_by("path")
+        table = manifest_table(self._rows(tree, settings)).sort_by("path")
         if not table.num_rows:
             raise tree.missing("image")
         return table
 
-    def _rows(self, tree: Tree, settings: Data) -> Iterator[dict[str, Any]]:
+    def _rows(self, tree: Tree, settings: DataSettings) -> Iterator[dict[str, Any]]:
         """Rows of the manifest, in the order of the owner's list, which may name a file twice: the first counts."""
         seen: set[str] = set()
         for image in self._images(tree, settings):
@@ -203,34 +203,34 @@ class Published:
                 seen.add(image.path)
                 yield self._row(tree, image)
 
-    def load(self, row: Mapping[str, Any], settings: Data, **options: Any) -> Decoded:
+    def load(self, row: Mapping[str, Any], settings: DataSettings, **options: Any) -> Decoded:
         root = self._root(settings)
         options = {"inverted": bool(row.get("inverted")), "read": self._read, **options}
         return read_image(root, row["path"], row, settings, **options)
 
-    def _row(self, tree: Tree, image: Image) -> dict[str, Any]:
+    def _row(self, tree: Tree, image: ListedImage) -> dict[str, Any]:
         return {
             "source": self.name, "uri": f"{tree.root}/{image.path}", "path": image.path,
             "patient_id": image.patient or image.path, "people": image.people, "study_id": image.study,
             "view": image.view,
-            **states(self.name, image.labels, image.uncertain, image.absent,
+            **finding_columns(self.name, image.labels, image.uncertain, image.absent,
                      self.card.assesses if image.labelled else ()), "split": image.split,
             "masks": [{"name": m.name, "path": m.path, "rle": m.rle} for m in image.masks],
             "inverted": image.inverted, "refused": image.refused,
             "bytes": sum(tree.files.get(path, 0) for path in (image.path, *(m.path for m in image.masks)) if path),
         }
 
-    def _root(self, settings: Data) -> str:
+    def _root(self, settings: DataSettings) -> str:
         if not settings.root:
             raise UserError(f"data={self.name.replace('_', '-')} needs data.root=PATH; {self.card.title} is given out "
                              f"at {self.card.where}" + (f" ({self.card.sign})" if self.card.sign else ""))
         return settings.root.rstrip("/")
 
-    def _tree(self, settings: Data) -> Tree:
+    def _tree(self, settings: DataSettings) -> Tree:
         return Tree(self._root(settings), self.card)
 
 
-class Described(Published):
+class HeaderSet(PublicSet):
     """A source whose files tell of themselves, in a header each, what a table does elsewhere.
 
     Args:
@@ -239,22 +239,22 @@ class Described(Published):
         header: of a folder, a path in it and the settings: what the file's header says, None where it is no image.
     """
 
-    def __init__(self, card: Card, images: Callable[[Tree, Data], Iterable[Image]],
-                 header: Callable[[Folder, str, Data], Image | None]) -> None:
+    def __init__(self, card: Card, images: Callable[[Tree, DataSettings], Iterable[ListedImage]],
+                 header: Callable[[Folder, str, DataSettings], ListedImage | None]) -> None:
         super().__init__(card, images)
         self._header = header
 
-    def _row(self, tree: Tree, image: Image) -> dict[str, Any]:
+    def _row(self, tree: Tree, image: ListedImage) -> dict[str, Any]:
         return super()._row(tree, image) | {"patient_id": None}
 
-    def describe(self, row: Mapping[str, Any], settings: Data) -> dict[str, Any] | None:
+    def describe(self, row: Mapping[str, Any], settings: DataSettings) -> dict[str, Any] | None:
         """The row with what the header says, None where the file is no image.
 
         Raises:
             StorageUnavailable: it cannot be read from this node.
         """
         root, path = self._root(settings), row["path"]
-        image = retried(lambda: self._header(connect(root), path, settings), f"{root}/{path}")
+        image = with_retries(lambda: self._header(connect(root), path, settings), f"{root}/{path}")
         if image is None:
             return None
         return {**row, "patient_id": image.patient or path, "study_id": image.study, "view": image.view,

@@ -27,7 +27,7 @@ def _without_roots(sets: Any) -> Any:
 
 
 @dataclass
-class Data:
+class DataSettings:
     """Source of the images, cleaning, splits."""
 
     source: str = MISSING

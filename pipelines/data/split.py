@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import UserError
 from pipelines.data.public_set import TRAIN_ONLY
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 from pipelines.monitor.progress import say
 from pipelines.tables.schemas import MANIFEST, SPLITS
 
@@ -39,7 +39,7 @@ def split_bucket(patient: str) -> int:
     return int(hashlib.sha256(f"split\0{patient}".encode()).hexdigest()[:13], 16) * SPLIT_BUCKETS >> 52
 
 
-def assign(manifest: pa.Table, settings: Data) -> pa.Table:
+def assign(manifest: pa.Table, settings: DataSettings) -> pa.Table:
     """Fill `split` of a table with `bucket` (schemas.HASHED_MANIFEST), which is dropped; no patient is in two splits.
 
     A source's own split is kept. A patient in several of its splits goes to the most held-out of them (test, then val).
@@ -104,5 +104,5 @@ def _hold_out(chosen: np.ndarray, position: np.ndarray, split: int, share: float
     return chosen
 
 
-def _where(settings: Data) -> str:
+def _where(settings: DataSettings) -> str:
     return f"data.root={settings.root!r}" if settings.root else f"data.source={settings.source}"

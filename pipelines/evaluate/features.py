@@ -16,7 +16,7 @@ from cluster.storage import Folder
 from pipelines.generator.encoder.vit import embed
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.tables.draw import draw_rows
-from pipelines.tables.images import pixels
+from pipelines.tables.images import decode_images
 from pipelines.tables.parquet import AHEAD, iterate_shards, read_ahead, read_columns, read_shard, tensors, write_file
 
 BATCH = 64  # images embedded per forward pass
@@ -81,7 +81,7 @@ def extract(model: Encoder, images: Folder, out: Folder) -> EmbeddingTable:
     """
     def read(name: str) -> tuple[pa.ChunkedArray, np.ndarray]:
         shard = read_shard(images, name, ["image_id", "image"])
-        return shard["image_id"], pixels(shard)
+        return shard["image_id"], decode_images(shard)
 
     done = set(out.names(".parquet"))
     names = [name for name in images.names(".parquet") if name not in done]

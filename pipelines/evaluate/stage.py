@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cluster.session import device
 from cluster.storage import Folder
-from cluster.tasks import compute
+from cluster.tasks import run_on_accelerator
 from pipelines.evaluate import plots
 from pipelines.evaluate.features import EmbeddingTable, Features, extract
 from pipelines.evaluate.settings import EvaluateSettings
@@ -22,7 +22,7 @@ from pipelines.metrics.diversity import ms_ssim
 from pipelines.metrics.fidelity import frechet_distance, prdc
 from pipelines.metrics.memorisation import memorisation, nearest_neighbours
 from pipelines.monitor.progress import say
-from pipelines.tables.images import images_of
+from pipelines.tables.images import images_by_id
 
 REFERENCE = "test"
 PAIRS_SHOWN = 12
@@ -39,7 +39,7 @@ def evaluate(stage: Stage) -> Metrics:
     encoder = stage.record_of("encoder")["metrics"]
     arguments = (stage.folder, stage.input("ingest") / "images", stage.input("latents"),
                  stage.input("sample") / "corpus", stage.input("encoder"), stage.section(EvaluateSettings), stage.seed)
-    metrics = compute(stage.resources, compare, *arguments)
+    metrics = run_on_accelerator(stage.resources, compare, *arguments)
     for metric, reason in metrics.get("absent", {}).items():
         say(f"evaluate: no {metric}: {reason}")
     return {"extractor": f"this run's encoder ({encoder['weights']}; {encoder['dim']}-d)", "dim": encoder["dim"],
@@ -59,7 +59,7 @@ def compare(
     for suffix, features, table in (("", sample, corpus), ("_floor", floor, images)):
         values = fidelity(reference.embeddings, features.embeddings, settings.neighbours)
         if n >= 2:
-            decoded = images_of(table, features.ids[: 2 * settings.pairs])  # the most images that the pairs can have
+            decoded = images_by_id(table, features.ids[: 2 * settings.pairs])  # the most images that the pairs can have
             values["ms_ssim"] = ms_ssim(torch.from_numpy(decoded).to(device()), settings.pairs, seed)
         metrics |= {name + suffix: round(value, 4) for name, value in values.items()}
     if n >= 2:
@@ -95,8 +95,8 @@ def nearest(folder: Folder, images: Folder, corpus: Folder, train: EmbeddingTabl
     neighbours = [nearest_neighbours(train.blocks(), block) for block in synthetic.blocks(QUERIES)]
     distances, rows = (torch.cat(blocks) for blocks in zip(*neighbours, strict=True))
     closest = distances.argsort()[:PAIRS_SHOWN].cpu()
-    pairs = (images_of(corpus, [synthetic.ids[row] for row in closest.tolist()]),
-             images_of(images, [train.ids[row] for row in rows.cpu()[closest].tolist()]))
+    pairs = (images_by_id(corpus, [synthetic.ids[row] for row in closest.tolist()]),
+             images_by_id(images, [train.ids[row] for row in rows.cpu()[closest].tolist()]))
     folder.write("nearest.png", plots.nearest(*pairs, host(distances)[closest.numpy()]))
     return {name: round(value, 4) for name, value in memorisation(distances, floor).items()} | {
         "nearest_checked": len(synthetic)}

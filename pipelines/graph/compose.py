@@ -15,14 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 from cluster.errors import UserError
 from cluster.storage import absolute
 from pipelines.graph import fields
-from pipelines.graph.declared import declared
+from pipelines.graph.declared import stage_registry
 from pipelines.graph.settings import Node, Settings, StageSpec
 
 
 @functools.cache
 def section_types() -> dict[str, type]:
     """The dataclass of every section, by name, imported from its owner."""
-    return {name: _named(path) for name, path in declared()["sections"].items()}
+    return {name: _named(path) for name, path in stage_registry()["sections"].items()}
 
 
 def _named(path: str) -> Any:
@@ -48,7 +48,7 @@ def to_settings(config: DictConfig) -> Settings:
         graph: Any = OmegaConf.to_container(config.graph, resolve=True)
         entries: dict[str, Any] = {name: entry or {} for name, entry in graph.items()}
         settings = _settings(config)
-        settings.stages = {name: stage_spec(entry) for name, entry in declared()["stages"].items()}
+        settings.stages = {name: stage_spec(entry) for name, entry in stage_registry()["stages"].items()}
         settings.graph = {name: _node(name, entry, entries, settings.stages) for name, entry in entries.items()}
         settings.variants = {name: _variant(config, settings, name, entry["with"])
                              for name, entry in entries.items() if entry.get("with")}

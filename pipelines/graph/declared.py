@@ -10,6 +10,6 @@ import yaml
 
 
 @functools.cache
-def declared() -> dict[str, Any]:
+def stage_registry() -> dict[str, Any]:
     """`sections` (name to module:class) and `stages` (name to the fields of a StageSpec)."""
     return yaml.safe_load((Path(__file__).parents[1] / "conf" / "stages.yaml").read_text())

@@ -11,7 +11,7 @@ from omegaconf import MISSING, OmegaConf
 
 from cluster.errors import UserError
 from pipelines.graph.compose import section_types, stage_spec
-from pipelines.graph.declared import declared
+from pipelines.graph.declared import stage_registry
 from pipelines.graph.fields import descriptions
 from pipelines.graph.overrides import groups
 from pipelines.graph.settings import Settings
@@ -32,7 +32,7 @@ def stage_help(command: str, config: Any) -> str:
         purpose, sections = "the whole path, each stage only where its work is not yet done", tuple(section_types())
         examples: tuple[str, ...] = ()
     else:
-        stages = declared()["stages"]
+        stages = stage_registry()["stages"]
         if command not in {*stages, *config.graph}:
             raise UserError(f"the graph has no node {command!r}; it has {', '.join(config.graph)}")
         spec = stage_spec(stages[(config.graph.get(command) or {}).get("stage", command)])

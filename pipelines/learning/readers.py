@@ -13,7 +13,7 @@ import pyarrow as pa
 from cluster.session import cores
 from cluster.storage import Folder
 from pipelines.learning.order import Order, Window, WindowedOrder, batches
-from pipelines.tables.images import picture
+from pipelines.tables.images import decode_image
 from pipelines.tables.parquet import AHEAD, column_shards, read_ahead, read_split
 
 DECODED_BYTES = 1 << 30  # of decoded images in memory, whatever the size of the set
@@ -84,7 +84,7 @@ class ImageReader:
         self._starts = np.cumsum(rows) - rows
         self.n, self.targets = int(rows.sum()), targets
         assert targets is None or len(targets) == self.n, f"{len(targets)} targets of {self.n} images"
-        self._shape = picture(self._encoded(int(np.flatnonzero(rows)[0]))[0]).shape
+        self._shape = decode_image(self._encoded(int(np.flatnonzero(rows)[0]))[0]).shape
         image_bytes = int(np.prod(self._shape))
         fits = self.n * image_bytes <= DECODED_BYTES
         self.window = len(rows) if fits else max(1, DECODED_BYTES // 2 // (int(rows.max()) * image_bytes))
@@ -139,7 +139,7 @@ class ImageReader:
 
         with ThreadPoolExecutor(cores()) as pool:
             for encoded in read_ahead(self._encoded, window.shards.tolist(), AHEAD):
-                for image in pool.map(picture, encoded):
+                for image in pool.map(decode_image, encoded):
                     images[at, ..., 0] = image
                     at += 1
         assert at == len(images), f"{at} images where {len(images)} were counted"

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 
 from cluster.storage import Folder
-from pipelines.data.image.picture import BAD, NOT_WANTED
+from pipelines.data.image.picture import DEFECTS, NOT_WANTED
 from pipelines.graph.plan import code_version
 from pipelines.graph.stage import Metrics, Stage, run_folder
 from pipelines.monitor.journal import median_rate, read_journal
@@ -30,7 +30,7 @@ from pipelines.report.summary import (
     write_metrics,
 )
 from pipelines.tables.draw import draw_rows
-from pipelines.tables.images import pixels
+from pipelines.tables.images import decode_images
 from pipelines.tables.parquet import read_shard
 
 SHEET, COLUMNS = 32, 8
@@ -106,7 +106,7 @@ def quarantined(stage: Stage) -> list[dict[str, str]]:
     folder = stage.input("ingest") / "quarantine"
     rows = ((reason, f"{name}, row {row}") for name in folder.names(".parquet")
             for row, reason in enumerate(read_shard(folder, name, ["reason"])["reason"].to_pylist()))
-    return [{"reason": reason, "meaning": (BAD | NOT_WANTED).get(reason, ""), "row": row}
+    return [{"reason": reason, "meaning": (DEFECTS | NOT_WANTED).get(reason, ""), "row": row}
             for reason, row in islice(rows, QUARANTINE_ROWS)]
 
 
@@ -121,7 +121,7 @@ def contact_sheets(stage: Stage) -> Iterator[PageImage]:
         if table.names(".parquet"):
             rows = draw_rows(table, SHEET, stage.seed, ["image"], split, by="source" if split else None)
             if rows.num_rows:
-                yield PageImage(title, f"{rows.num_rows} images {caption}", plots.sheet(pixels(rows), COLUMNS))
+                yield PageImage(title, f"{rows.num_rows} images {caption}", plots.sheet(decode_images(rows), COLUMNS))
 
 
 def stored_images(stage: Stage) -> Iterator[PageImage]:

@@ -1,6 +1,6 @@
 """Parquet tables in atomic, numbered shards: `part-00012.parquet` exists as a whole or not at all.
 
-Reads and writes of a file are retried while the storage fails (`cluster.faults.retried`).
+Reads and writes of a file are retried while the storage fails (`cluster.faults.with_retries`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.faults import retried
+from cluster.faults import with_retries
 from cluster.storage import Folder
 
 READERS = 8  # shards read in parallel, for remote file systems
@@ -57,7 +57,7 @@ def write_file(folder: Folder, name: str, table: pa.Table, replace: bool = True)
     tensor = any(isinstance(field.type, pa.FixedShapeTensorType) for field in table.schema)
     rows = max(1, ROW_GROUP * table.num_rows // max(table.nbytes, 1)) if tensor else None
     pq.write_table(table, buffer, rows, compression="none" if tensor else "zstd", use_dictionary=not tensor)
-    retried(lambda: folder.write(name, buffer.getvalue(), replace), f"{folder.uri}/{name}")
+    with_retries(lambda: folder.write(name, buffer.getvalue(), replace), f"{folder.uri}/{name}")
 
 
 def shard_count(rows: int, shard_rows: int) -> int:
@@ -82,7 +82,7 @@ def read_shard(folder: Folder, name: str, columns: Sequence[str] | None = None) 
         with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
             return pq.ParquetFile(file, pre_buffer=True).read(list(columns))
 
-    return retried(read, f"{folder.uri}/{name}")
+    return with_retries(read, f"{folder.uri}/{name}")
 
 
 def row_count(folder: Folder, name: str) -> int:
@@ -91,7 +91,7 @@ def row_count(folder: Folder, name: str) -> int:
         with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
             return pq.read_metadata(file).num_rows
 
-    return retried(read, f"{folder.uri}/{name}")
+    return with_retries(read, f"{folder.uri}/{name}")
 
 
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
@@ -122,7 +122,7 @@ def read_split(folder: Folder, name: str, columns: Sequence[str], split: str | N
                 return pa.schema([shard.schema_arrow.field(column) for column in columns]).empty_table()
             return shard.read(list(columns)).filter(chosen)
 
-    return retried(read, f"{folder.uri}/{name}")
+    return with_retries(read, f"{folder.uri}/{name}")
 
 
 def iterate_shards(folder: Folder, columns: Sequence[str], split: str | None = None) -> Iterator[pa.Table]:

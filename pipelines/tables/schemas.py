@@ -71,7 +71,7 @@ IMAGES = with_features(pa.schema([
     ("height", pa.int32()),
     ("sha256", pa.string()),  # of the original file
     ("box", pa.list_(pa.int32())),  # left, top, right, bottom of what is shown, in pixels of the original
-    ("mapping", pa.string()),  # how its values became 8 bits, as `image.picture.Picture` has it
+    ("mapping", pa.string()),  # how its values became 8 bits, as `image.picture.GrayImage` has it
     ("erased", pa.int32()),  # letters and marks replaced by their ground
     ("phash", pa.binary()),  # 256 bits, nearly the same for copies of one picture
 ]))

@@ -8,7 +8,7 @@ import time
 import numpy as np
 from report import emit
 
-from pipelines.data.duplicates import groups
+from pipelines.data.duplicates import duplicate_groups
 
 IMAGES, PLANTED, RADIUS = 868_000, 10_000, 10
 PART = 7_000  # images made at a time, so that making them is not what is measured
@@ -26,7 +26,7 @@ def main() -> None:
         hashes[IMAGES - 1 - k] = hashes[k] ^ np.packbits(flips)
     ids = np.arange(IMAGES)
     start = time.perf_counter()
-    found = groups(ids, hashes, RADIUS)
+    found = duplicate_groups(ids, hashes, RADIUS)
     seconds = time.perf_counter() - start
     planted = float(np.mean(found[:PLANTED] == found[::-1][:PLANTED]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -19,15 +19,15 @@ from report import Clock, emit
 
 from cluster.session import session
 from cluster.storage import Folder
-from pipelines.data.convert import Convert
+from pipelines.data.convert import ConvertShard
 from pipelines.data.manifest import write_manifest
 from pipelines.data.phantom import render
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources import find_source
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage
-from pipelines.tables.images import png
+from pipelines.tables.images import encode_png
 from pipelines.tables.shards import run_shards
 from pipelines.tables.streaming import shard_numbers
 
@@ -53,23 +53,24 @@ def make_films(folder: Path) -> None:
         os.link(films[k % len(films)], folder / f"film{k % len(films)}_{k:05d}.jpg")
 
 
-def convert(arguments: tuple[Path, Path, Data]) -> None:
+def convert(arguments: tuple[Path, Path, DataSettings]) -> None:
     source, target, settings = arguments
     size = settings.size
     Image.open(source).convert("L").resize((size, size), Image.Resampling.BICUBIC).save(target / f"{source.stem}.png")
 
 
-def decode_bare(arguments: tuple[Path, Path, Data]) -> None:
+def decode_bare(arguments: tuple[Path, Path, DataSettings]) -> None:
     source, target, settings = arguments
     row = {"uri": str(source), "view": None, "masks": []}
     image = find_source("folder").load(row, settings).image
-    (target / f"{source.stem}.png").write_bytes(png(image)["bytes"])
+    (target / f"{source.stem}.png").write_bytes(encode_png(image)["bytes"])
 
 
 class Pool:
     """A warm pool of one process a core."""
 
-    def __init__(self, function: Callable[[tuple[Path, Path, Data]], None], target: Path, settings: Data) -> None:
+    def __init__(self, function: Callable[[tuple[Path, Path, DataSettings]], None], target: Path,
+                 settings: DataSettings) -> None:
         self.function, self.target, self.settings = function, target, settings
         target.mkdir()
         self.pool = multiprocessing.get_context("spawn").Pool(os.cpu_count())
@@ -83,10 +84,10 @@ class Pool:
 
 def through_ray(stage: Stage, turn: int) -> float:
     """Images/s of Ray Data's operator."""
-    out, data = stage.folder / str(turn), stage.section(Data)
+    out, data = stage.folder / str(turn), stage.section(DataSettings)
     rows = write_manifest(out / "manifest", data, stage.seed, Folder(stage.settings.storage))
     clock = Clock()
-    run_shards(Convert(out, data), shard_numbers(range(rows // data.shard_rows)), clock)
+    run_shards(ConvertShard(out, data), shard_numbers(range(rows // data.shard_rows)), clock)
     return clock.steady()
 
 

@@ -16,7 +16,7 @@ from pipelines.generator.latents.encode import EncodeImages, EncodingSpec, ReadI
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.graph.compose import load_settings
 from pipelines.learning.weights import save_model
-from pipelines.tables.images import pixels, png
+from pipelines.tables.images import decode_images, encode_png
 from pipelines.tables.parquet import read_shard, shard_name, write_shard
 from pipelines.tables.schemas import IMAGES
 from pipelines.tables.streaming import shard_numbers, stream
@@ -26,13 +26,13 @@ SHARDS, ROWS = 24, 256
 
 def make_inputs(root: Folder, settings) -> None:
     """A table of films, and both networks as they are before training."""
-    films = [png(render(0, k, settings.data.size).image) for k in range(ROWS)]
+    films = [encode_png(render(0, k, settings.data.size).image) for k in range(ROWS)]
     for shard in range(SHARDS):
         rows = [{"image_id": f"{shard}-{k}", "image": film, "patient_id": "p", "labels": [], "split": "train"}
                 for k, film in enumerate(films)]
         write_shard(root / "images", shard, pa.Table.from_pylist(rows, schema=IMAGES))
     autoencoder = new_autoencoder(settings.autoencoder, settings.data.size)
-    set_statistics(autoencoder, pixels(read_shard(root / "images", shard_name(0), ["image"]))[:64], 64)
+    set_statistics(autoencoder, decode_images(read_shard(root / "images", shard_name(0), ["image"]))[:64], 64)
     save_model(root / "autoencoder", autoencoder)
     encoder = Encoder(settings.encoder.architecture, settings.data.size, mean=0.5, std=0.25,
                       options=settings.encoder.options)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from cluster.storage import Folder
 from pipelines.data.deduplicate import COLUMNS, decide
-from pipelines.data.labels import STATES
+from pipelines.data.labels import STATE_COLUMNS
 from pipelines.data.manifest import write_manifest
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
@@ -49,7 +49,7 @@ def write_list(path: Path, images: int) -> None:
 
 def search(manifest: Folder, settings: object) -> int:
     """Decisions on the images of a manifest, as if each had been decoded."""
-    listed = read_columns(manifest, ["uri", "split", "patient_id", *STATES])
+    listed = read_columns(manifest, ["uri", "split", "patient_id", *STATE_COLUMNS])
     random = np.random.default_rng(1)
     hashes = random.integers(0, 256, (listed.num_rows, 32), np.uint8)
     copies = random.permutation(listed.num_rows)[: int(COPIES * listed.num_rows)]

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from cluster.errors import UserError
-from cluster.faults import StorageUnavailable, read_listed, retried
+from cluster.faults import StorageUnavailable, read_listed, with_retries
 from cluster.storage import Folder
 
 WAITS = (0.01, 0.01)
@@ -29,7 +29,7 @@ def test_a_fault_that_passes_costs_an_attempt(error):
         return b"pixels"
 
     waits = (*WAITS, 1.0)  # time enough for two attempts on a machine that is busy
-    assert retried(read, "s3://films/a.png", waits) == b"pixels"
+    assert with_retries(read, "s3://films/a.png", waits) == b"pixels"
 
 
 def test_a_fault_that_stays_names_the_place(films):
@@ -37,12 +37,12 @@ def test_a_fault_that_stays_names_the_place(films):
         raise PermissionError("403")
 
     with pytest.raises(StorageUnavailable, match=r"s3://films/a\.png.*403"):
-        retried(read, "s3://films/a.png", WAITS)
+        with_retries(read, "s3://films/a.png", WAITS)
 
 
 def test_a_bug_is_no_fault_of_the_storage():
     with pytest.raises(ZeroDivisionError):
-        retried(lambda: 1 / 0, "s3://films/a.png", WAITS)
+        with_retries(lambda: 1 / 0, "s3://films/a.png", WAITS)
 
 
 def test_a_listed_file_that_is_gone_is_told_from_a_folder_that_is_not_mounted(films, tmp_path):
@@ -69,5 +69,5 @@ def test_attempts_that_are_slow_to_fail_are_bounded_in_time():
         raise TimeoutError("no answer")
 
     with pytest.raises(StorageUnavailable, match="after 1 attempts"):
-        retried(timeout, "s3://films/a.png", (0.01,) * 5)
+        with_retries(timeout, "s3://films/a.png", (0.01,) * 5)
     assert len(calls) == 1

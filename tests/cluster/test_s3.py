@@ -255,11 +255,11 @@ def ids(folder: Folder) -> list[str]:
 def test_ingest_from_one_bucket_into_another_survives_sigkill(buckets, server):
     """Ray workers read and write over HTTP; killed in the middle, the same command goes on to the same end."""
     from pipelines.data.phantom import render
-    from pipelines.tables.images import png
+    from pipelines.tables.images import encode_png
 
     expected = set()
     for k in range(150):
-        content = png(render(0, k, 48).image)["bytes"]
+        content = encode_png(render(0, k, 48).image)["bytes"]
         Folder(f"s3://xrays/films/{('train', 'val', 'test')[k % 3]}").write(f"{k:03d}.png", content)
         expected.add(hashlib.sha256(hashlib.sha256(content).hexdigest().encode()).hexdigest()[:32])
     command = [sys.executable, "-m", "pipelines.cli", "ingest", "data=folder", "data.root=s3://xrays/films",

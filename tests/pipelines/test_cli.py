@@ -6,7 +6,7 @@ import yaml
 
 from pipelines import cli
 from pipelines.graph.compose import load_settings
-from pipelines.graph.declared import declared
+from pipelines.graph.declared import stage_registry
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def no_ray(monkeypatch):
 def test_help_names_every_stage(rayograph, arguments):
     code, out, err = rayograph(*arguments)
     assert (code, err) == (0, [])
-    for stage in ("run", *declared()["stages"]):
+    for stage in ("run", *stage_registry()["stages"]):
         assert stage in out
 
 
 def test_the_stages_of_the_command_are_those_of_the_graph():
-    assert list(declared()["stages"]) == list(load_settings().graph)
+    assert list(stage_registry()["stages"]) == list(load_settings().graph)
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version", "nosuchstage"])

@@ -18,7 +18,7 @@ from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage
 from pipelines.learning.readers import ArrayReader
 from pipelines.learning.small_loop import CHECKPOINT
-from pipelines.tables.images import png
+from pipelines.tables.images import encode_png
 from pipelines.tables.parquet import write_shard
 from pipelines.tables.schemas import CORPUS, IMAGES
 from tuning.finetune import examples
@@ -107,7 +107,7 @@ def toy_images(n: int, seed: int) -> tuple[list[np.ndarray], list[list[str]]]:
 def write_toy(folder: Folder, schema: pa.Schema, n: int, seed: int, shard: int = 0, **same) -> None:
     images, labels = toy_images(n, seed)
     absent = [[] if present else ["opacity"] for present in labels]
-    columns = {"image_id": [f"{shard}-{k}" for k in range(n)], "image": [png(image) for image in images],
+    columns = {"image_id": [f"{shard}-{k}" for k in range(n)], "image": [encode_png(image) for image in images],
                "labels": labels, "absent": absent} | {k: [v] * n for k, v in same.items()}
     write_shard(folder, shard, pa.table({field.name: pa.array(columns.get(field.name, [None] * n), field.type)
                                          for field in schema}, schema=schema))
@@ -116,7 +116,7 @@ def write_toy(folder: Folder, schema: pa.Schema, n: int, seed: int, shard: int =
 @pytest.fixture
 def stage(tiny, monkeypatch) -> Stage:
     """The stage over toy tables, computing in this process."""
-    monkeypatch.setattr(module, "compute", lambda resources, function, *work: function(*work))
+    monkeypatch.setattr(module, "run_on_accelerator", lambda resources, function, *work: function(*work))
     stage = Plan(tiny("finetune.images=800", "finetune.lr=0.005")).stage("finetune", Resources(1, 0, 1))
     for shard, (split, n) in enumerate({"train": 200, "val": 60, "test": 60}.items()):
         write_toy(stage.input("ingest") / "images", IMAGES, n, shard, shard, split=split)

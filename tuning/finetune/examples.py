@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 
 from cluster.session import device
 from cluster.storage import Folder
-from pipelines.data.labels import ABSENT, PRESENT, STATES, UNKNOWN, label_states
+from pipelines.data.labels import ABSENT, PRESENT, STATE_COLUMNS, UNKNOWN, label_states
 from pipelines.generator.encoder.vit import embed, load_encoder
 from pipelines.learning.readers import ArrayReader, ImageReader, Part, Reader
 from pipelines.tables.draw import iterate_drawn, shares
-from pipelines.tables.images import pixels
+from pipelines.tables.images import decode_images
 from pipelines.tables.parquet import READERS, files, read_ahead, read_split
 
 Examples = Iterable[tuple[np.ndarray, np.ndarray]]
@@ -28,14 +28,14 @@ Examples = Iterable[tuple[np.ndarray, np.ndarray]]
 def label_tables(part: Part) -> Iterator[pa.Table]:
     """The columns STATES of a part, one shard at a time."""
     folder, split = part
-    return read_ahead(lambda name: read_split(folder, name, STATES, split), files(folder, split), READERS)
+    return read_ahead(lambda name: read_split(folder, name, STATE_COLUMNS, split), files(folder, split), READERS)
 
 
 def count_findings(tables: Iterable[pa.Table]) -> tuple[Counter[str], Counter[str]]:
     """Number of images in which each finding is present, and absent."""
     counters: tuple[Counter[str], Counter[str]] = Counter(), Counter()
     for table in tables:
-        for counter, name in zip(counters, STATES, strict=True):
+        for counter, name in zip(counters, STATE_COLUMNS, strict=True):
             counts = pc.value_counts(pc.list_flatten(table[name])).to_pylist()
             counter.update({row["values"]: row["counts"] for row in counts})
     return counters
@@ -78,8 +78,8 @@ def draw_examples(part: Part, target: str, encoder: Folder | None, limit: int, b
     """
     folder, split = part
     network = None if encoder is None else load_encoder(encoder).to(device())
-    for shard in iterate_drawn(folder, limit, seed, ["image", *STATES], split, by="source" if split else None,
+    for shard in iterate_drawn(folder, limit, seed, ["image", *STATE_COLUMNS], split, by="source" if split else None,
                                used=target_states(part, target) != UNKNOWN):
-        images = pixels(shard)
+        images = decode_images(shard)
         yield (images if network is None else embed(network, images, batch).numpy(),
                label_states(shard, [target])[:, 0] == PRESENT)

@@ -16,7 +16,7 @@ from torch import nn
 
 from cluster.session import device
 from cluster.storage import Folder
-from cluster.tasks import compute
+from cluster.tasks import run_on_accelerator
 from pipelines.data.findings import canonical
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.learning.readers import Part, Reader
@@ -47,7 +47,8 @@ def finetune(stage: Stage) -> Metrics:
     settings, images = stage.section(FinetuneSettings), stage.input("ingest") / "images"
     tables: dict[str, Part] = {"real": (images, "train"), "synthetic": (stage.input("sample") / "corpus", None),
                               "val": (images, "val"), "test": (images, "test")}
-    metrics: Metrics = {"backbone": settings.backbone} | compute(stage.resources, survey, tables, settings.target)
+    metrics: Metrics = {"backbone": settings.backbone}
+    metrics |= run_on_accelerator(stage.resources, survey, tables, settings.target)
     if "target" not in metrics:
         return metrics
     target, counts = metrics["target"], metrics["n"]
@@ -69,7 +70,7 @@ def finetune(stage: Stage) -> Metrics:
 
 def _follow(stage: Stage, arm: str, total: int, arguments: tuple) -> Metrics:
     with follow(stage.folder / arm, f"finetune {arm}", total):
-        return compute(stage.resources, train_arm, *arguments)
+        return run_on_accelerator(stage.resources, train_arm, *arguments)
 
 
 def _skipped(reasons: list[str]) -> Metrics:

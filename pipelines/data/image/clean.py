@@ -7,7 +7,7 @@ from PIL import Image
 from scipy import ndimage
 from scipy.fft import dct
 
-from pipelines.data.image.picture import Picture
+from pipelines.data.image.picture import GrayImage
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original
 
@@ -22,7 +22,7 @@ TEXT_HEIGHT = (0.008, 0.08)  # of a letter, as a fraction of the image height
 TEXT_LEVEL = 245  # minimal gray of letters and lead markers
 
 
-def picture_box(picture: Picture, crop_border: bool, fit: str) -> Box:
+def picture_box(picture: GrayImage, crop_border: bool, fit: str) -> Box:
     """The part of the original that the square shows.
 
     Args:
@@ -95,7 +95,7 @@ def _range(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return levels[:, few], levels[:, -1 - few]
 
 
-def looks_frontal(picture: Picture) -> bool:
+def looks_frontal(picture: GrayImage) -> bool:
     """Whether aspect ratio and symmetry of a radiograph of unknown view are those of a frontal one."""
     if not ASPECTS[0] <= picture.width / picture.height <= ASPECTS[1]:
         return False

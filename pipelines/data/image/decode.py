@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 
 from pipelines.data.image import clean
 from pipelines.data.image.dicom import is_dicom, read_dicom
-from pipelines.data.image.picture import Picture, Refused, check_size, refusing, to_8bit
-from pipelines.data.settings import Data
+from pipelines.data.image.picture import GrayImage, Refused, check_size, refusing, to_8bit
+from pipelines.data.settings import DataSettings
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_pixels is checked before any pixel is decoded
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP")  # no other format, for some of which Pillow runs external programs
@@ -31,14 +31,14 @@ class Decoded:
     sha256: str  # of the original's bytes
     box: tuple[int, int, int, int]  # crop box (left, top, right, bottom) in pixels of the original
     phash: bytes  # 256 bits, nearly equal for copies of an image
-    mapping: str = "none"  # mapping to 8 bits, as in `Picture`; ends in ", inverted" if inverted
+    mapping: str = "none"  # mapping to 8 bits, as in `GrayImage`; ends in ", inverted" if inverted
     erased: int = 0  # number of text marks painted over
     mask: np.ndarray | None = None  # uint8 (size, size): 0, or the number of a structure
     structures: tuple[str, ...] = ()  # annotated in the mask, even if they cover no pixel
 
 
-def decode(content: bytes, settings: Data, *, view: str | None = None, inverted: bool = False,
-           read: Callable[[bytes, Data], Picture] | None = None) -> Decoded:
+def decode(content: bytes, settings: DataSettings, *, view: str | None = None, inverted: bool = False,
+           read: Callable[[bytes, DataSettings], GrayImage] | None = None) -> Decoded:
     """Decode, clean and resize with antialiasing.
 
     Args:
@@ -49,7 +49,7 @@ def decode(content: bytes, settings: Data, *, view: str | None = None, inverted:
         read: reader of a format specific to the source.
 
     Raises:
-        Refused: with one of the reasons of `picture.BAD` and `picture.NOT_WANTED`.
+        Refused: with one of the reasons of `picture.DEFECTS` and `picture.NOT_WANTED`.
     """
     if not content:
         raise Refused("empty_file", "the file holds no bytes")
@@ -70,14 +70,14 @@ def decode(content: bytes, settings: Data, *, view: str | None = None, inverted:
                    (left, top, right, bottom), phash, picture.mapping, erased)
 
 
-def _upright(picture: Picture, inverted: bool) -> Picture:
+def _upright(picture: GrayImage, inverted: bool) -> GrayImage:
     """The image with dark air."""
     if not inverted:
         return picture
     return replace(picture, image=ImageOps.invert(picture.image), mapping=f"{picture.mapping}, inverted")
 
 
-def read_picture(content: bytes, settings: Data, scaled: bool = True) -> Picture:
+def read_picture(content: bytes, settings: DataSettings, scaled: bool = True) -> GrayImage:
     """A DICOM, JPEG, PNG, TIFF or BMP file as gray.
 
     Args:
@@ -104,8 +104,8 @@ def read_picture(content: bytes, settings: Data, scaled: bool = True) -> Picture
         raise Refused("decoder_error", f"pixel data of {image.format} cannot be decoded ({type(error).__name__})") \
             from error
     if image.mode.startswith("I") or image.mode == "F":
-        return Picture(Image.fromarray(to_8bit(np.asarray(image, np.float32))), width, height, "percentile")
+        return GrayImage(Image.fromarray(to_8bit(np.asarray(image, np.float32))), width, height, "percentile")
     try:
-        return Picture(image.convert("L"), width, height, "none")
+        return GrayImage(image.convert("L"), width, height, "none")
     except ValueError as error:
         raise Refused("unsupported", f"the colours of mode {image.mode} have no gray") from error

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from pipelines.data.image import dicom_filter
-from pipelines.data.image.picture import Picture, Refused, check_size, refusing, to_8bit
-from pipelines.data.settings import Data
+from pipelines.data.image.picture import GrayImage, Refused, check_size, refusing, to_8bit
+from pipelines.data.settings import DataSettings
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -41,7 +41,7 @@ def read_header(stream: Any, **options: Any) -> Dataset:
     return dcmread(stream, force=True, **options)
 
 
-def read_dicom(content: bytes, settings: Data) -> Picture:
+def read_dicom(content: bytes, settings: DataSettings) -> GrayImage:
     """One frame as gray.
 
     Raises:
@@ -56,7 +56,7 @@ def read_dicom(content: bytes, settings: Data) -> Picture:
         gray, mapping = to_8bit(stored[..., :3].astype(np.float32).mean(-1)), "percentile"
     else:
         gray, mapping = _gray(stored, dataset)
-    return Picture(Image.fromarray(gray), width, height, mapping)
+    return GrayImage(Image.fromarray(gray), width, height, mapping)
 
 
 def _header(content: bytes) -> Dataset:
@@ -77,7 +77,7 @@ def _header(content: bytes) -> Dataset:
     return dataset
 
 
-def _checked_size(dataset: Dataset, settings: Data) -> tuple[int, int]:
+def _checked_size(dataset: Dataset, settings: DataSettings) -> tuple[int, int]:
     """Width and height in pixels, of a header from which the pixels can be read."""
     from pydicom.uid import UID
 

@@ -11,7 +11,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 from pipelines.data.image.picture import Refused
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -42,7 +42,7 @@ ELSEWHERE = (  # DICOM PS3.16 annex L and what devices write for it, in several 
     r"|dental|teeth|tooth|sinus|neck|hals|cuello|breast|mamma|stomach|colon|bowel|esoph|bladder|kidney|uterus)")
 
 
-def refuse_unwanted(header: Dataset, settings: Data) -> None:
+def refuse_unwanted(header: Dataset, settings: DataSettings) -> None:
     """Raise Refused where a header says that the object is no radiograph, or not of the chest.
 
     Raises:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 
 PERCENTILES = (0.5, 99.5)  # of more than 8 bits, mapped to 0 and 255
-BAD = {
+DEFECTS = {
     "empty_file": "the file holds no bytes",
     "unreadable": "a file named in the user's own table does not exist",
     "not_an_image": "neither DICOM, JPEG, PNG, TIFF nor BMP, or a header that describes no image",
@@ -43,12 +43,12 @@ class Refused(Exception):
     """This image cannot be used, or is out of scope.
 
     Args:
-        reason: a key of BAD or NOT_WANTED.
+        reason: a key of DEFECTS or NOT_WANTED.
         detail: the finding; contains no path and no text of the file or its header.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        assert reason in BAD or reason in NOT_WANTED, reason
+        assert reason in DEFECTS or reason in NOT_WANTED, reason
         super().__init__(detail)
         self.reason = reason
 
@@ -68,7 +68,7 @@ def refusing(reason: str, detail: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Picture:
+class GrayImage:
     """One decoded file in 8 bits of gray, dark where air is."""
 
     image: Image.Image  # mode L; a JPEG may have been scaled down on the way
@@ -78,7 +78,7 @@ class Picture:
     #               percentile (window invalid), percentile (window saturates): its own window could not be used
 
 
-def check_size(width: int, height: int, settings: Data) -> None:
+def check_size(width: int, height: int, settings: DataSettings) -> None:
     """Raise Refused for images too small to learn from or too large to decode."""
     if min(width, height) < settings.min_side:
         raise Refused("too_small", f"{width}x{height} pixels; data.min_side={settings.min_side}")

@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 
     from pipelines.data.image.decode import Decoded
     from pipelines.data.public_set import Card
-    from pipelines.data.settings import Data
+    from pipelines.data.settings import DataSettings
 
 
 GROUP = "rayograph.sources"
 
 
 class Source(Protocol):
-    def manifest(self, settings: Data, seed: int) -> pa.Table: ...
-    def load(self, row: Mapping[str, Any], settings: Data) -> Decoded: ...
+    def manifest(self, settings: DataSettings, seed: int) -> pa.Table: ...
+    def load(self, row: Mapping[str, Any], settings: DataSettings) -> Decoded: ...
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def _added() -> dict[str, importlib.metadata.EntryPoint]:
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
 
 
-def image_folder(settings: Data) -> str | None:
+def image_folder(settings: DataSettings) -> str | None:
     """The folder that the images' paths are relative to; None where there is none."""
     source: Any = find_source(settings.source)
     return source.image_folder(settings.root) if settings.root and hasattr(source, "image_folder") else settings.root
@@ -86,20 +86,20 @@ def raw_folder(source: str, root: str) -> str:
     return found.raw_folder(root) if hasattr(found, "raw_folder") else root
 
 
-def description_hash(settings: Data) -> str:
+def description_hash(settings: DataSettings) -> str:
     """A hash of what the source says of files beside its manifest and their headers; "" where that is nothing."""
     source: Any = find_source(settings.source)
     return source.description_hash(settings) if hasattr(source, "description_hash") else ""
 
 
-def check_described(described: pa.Table, settings: Data) -> None:
+def check_described(described: pa.Table, settings: DataSettings) -> None:
     """What the source says of all rows that it described.  Raises UserError where none of them can be right."""
     source: Any = find_source(settings.source)
     if hasattr(source, "check_described"):
         source.check_described(described, settings)
 
 
-def cards_of(settings: Data) -> dict[str, Card]:
+def cards_of(settings: DataSettings) -> dict[str, Card]:
     """Whose the images are, by the name in the column `source`; {} where the source does not tell."""
     source: Any = find_source(settings.source)
     if hasattr(source, "cards"):

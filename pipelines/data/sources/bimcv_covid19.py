@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.data.files import connect
 from pipelines.data.image.picture import Refused
-from pipelines.data.public_set import Card, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources.padchest import CARD as PADCHEST
 from pipelines.data.sources.padchest import is_reading, listed
 
@@ -38,7 +38,7 @@ DOUBT = " uncertain"
 PHOTOMETRIC = "00280004"  # photometric interpretation
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """The view is what the name says (vp-…), None where it says nothing."""
     labels = _labels(tree)
     same = {tree.column(row, "covid19_neg", SAME): tree.column(row, "covid19_posi", SAME)
@@ -49,7 +49,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         patient, session, view = match.groups()
         negative = "covid19_neg" in f"{tree.root}/{path}"
         found = labels.get(session, [])
-        yield Image(
+        yield ListedImage(
             path=path,
             patient=same.get(patient, patient) if negative else patient,
             study=session,
@@ -68,10 +68,10 @@ def _labels(tree: Tree) -> dict[str, list[str]]:
             for table in tables for row in tree.table(table, delimiter="\t")}
 
 
-class Bimcv(Published):
+class Bimcv(PublicSet):
     """Some films are stored inverted, which only the JSON beside each tells, in DICOM's JSON model."""
 
-    def load(self, row: Mapping[str, Any], settings: Data, **options: Any) -> Decoded:
+    def load(self, row: Mapping[str, Any], settings: DataSettings, **options: Any) -> Decoded:
         folder, _, name = row["uri"].rpartition("/")
         beside = f"{name.removesuffix('.png')}.json"
         try:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from posixpath import dirname, join
 
-from pipelines.data.public_set import Card, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources.chexpert import stated
 
 CARD = Card(
@@ -25,7 +25,7 @@ TABLES = ("master_spreadsheet_update.csv", "master_spreadsheet.csv")
 VIEWS = {"LL": "LATERAL", "RL": "LATERAL", "L": "LATERAL"}
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """The study is AccessionNumber; the view is ViewPosition, with left and right lateral as LATERAL."""
     folder = dirname(tree.find(*TABLES))
     for row in tree.table(*TABLES):
@@ -33,7 +33,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
             tree.column(row, name, TABLES[0])
             for name in ("PngPath", "DicomPath", "PatientID", "AccessionNumber", "ViewPosition"))
         paths = [join(folder, path) for path in (png, dicom)]
-        yield Image(
+        yield ListedImage(
             path=next((path for path in paths if path in tree.files), paths[0]),
             patient=patient,
             study=study,
@@ -42,4 +42,4 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         )
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.data.findings import CHEXPERT, NO_FINDING, NO_PATHOLOGY
-from pipelines.data.public_set import Card, Findings, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, Findings, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 
 CARD = Card(
     title="CheXpert",
@@ -30,14 +30,14 @@ PLUS, PLUS_LABELS = "df_chexpert_plus_240401.csv", ("impression_fixed.json", "re
 PLUS_SPLITS = {"train": "train", "valid": "val", "test": "test"}
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """Labels of v1.0 are preferred to those of CheXpert Plus, where both are there."""
     paths = {_key(path): path for path in tree.pictures}
     rows = _plus(tree) if tree.has(PLUS) and not tree.has(*TABLES) else _tables(tree)
     for key, (path, split, projection, findings) in {_key(row[0]): row for row in rows}.items():
         patient, study, name = key.split("/")
         view = "LATERAL" if "lateral" in name else projection or "Frontal"
-        yield Image(paths.get(key, path), patient, f"{patient}/{study}", view, split=split, **findings)
+        yield ListedImage(paths.get(key, path), patient, f"{patient}/{study}", view, split=split, **findings)
 
 
 def stated(tree: Tree, row: dict[str, Any], table: str) -> Findings:
@@ -72,4 +72,4 @@ def _key(path: str) -> str:
     return "/".join(path.split("/")[-3:]).rpartition(".")[0]
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

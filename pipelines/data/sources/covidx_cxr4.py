@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 
 from cluster.errors import UserError
-from pipelines.data.public_set import Card, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 
 CARD = Card(
     title="COVIDx CXR-4",
@@ -28,7 +28,7 @@ PEOPLE = {"bimcv": "bimcv_covid19", "rsna": "rsna_pneumonia"}
 LINE = re.compile(r"(\S+)\s+(.+?)\s+(positive|negative)(\s+\S+)?")
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """Only the lists of folders that hold files are read, so that one split alone will do."""
     found = tree.find(*(f"{split}.txt" for split in SPLITS))
     base = found[: found.rfind("/") + 1]
@@ -44,8 +44,8 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
                                  "source` with the class positive or negative")
             patient, name, finding, origin = match.groups()
             labels = ["positive"] if finding == "positive" else []  # negative: any film without COVID-19, normal or not
-            yield Image(path=f"{base}{split}/{name}", patient=patient, labels=labels, split=split,
+            yield ListedImage(path=f"{base}{split}/{name}", patient=patient, labels=labels, split=split,
                         people=PEOPLE.get((origin or "").strip().lower()))
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from cluster.storage import Folder
 from pipelines.data.image import dicom_filter
 from pipelines.data.image.picture import Refused
-from pipelines.data.public_set import Card, Described, Image, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, HeaderSet, ListedImage, Tree
+from pipelines.data.settings import DataSettings
 from pipelines.data.watched import WatchedFile
 from pipelines.monitor.progress import say
 
@@ -36,12 +36,12 @@ VIEWS = {"LL": "LATERAL", "RL": "LATERAL", "LAT": "LATERAL"}
 NAMES = re.compile(r"[^.]*|.*\.(\d+|dcm|dicom|ima|img)", re.IGNORECASE)  # of files that may be DICOM
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """Files that may be DICOM by their names: which of them are, and whose, `described` tells."""
     named = [path for path in tree.files if NAMES.fullmatch(path.rpartition("/")[2])]
     if others := len(tree.files) - len(named):
         say(f"{tree.root}: {others} files are left out: their suffix is none of .dcm, .dicom, .ima, .img and numbers")
-    return (Image(path) for path in named if path.rpartition("/")[2].upper() != "DICOMDIR")
+    return (ListedImage(path) for path in named if path.rpartition("/")[2].upper() != "DICOMDIR")
 
 
 class _Stream(io.BufferedReader):
@@ -50,13 +50,14 @@ class _Stream(io.BufferedReader):
     name = ""  # pydicom asks for it
 
 
-def described(folder: Folder, path: str, settings: Data) -> Image | None:
+def described(folder: Folder, path: str, settings: DataSettings) -> ListedImage | None:
     """What the header of one file says, or None where the file is no DICOM object; raises as `read_header_of` does."""
     found = read_header_of(folder, path, settings)
     return found and found[0]
 
 
-def read_header_of(folder: Folder, path: str, settings: Data, key: str = "SOPInstanceUID") -> tuple[Image, str] | None:
+def read_header_of(folder: Folder, path: str, settings: DataSettings,
+                   key: str = "SOPInstanceUID") -> tuple[ListedImage, str] | None:
     """What the header of one file says, and one more element of it; None where the file is no DICOM object.
 
     Args:
@@ -81,7 +82,7 @@ def read_header_of(folder: Folder, path: str, settings: Data, key: str = "SOPIns
         try:
             header = read_header(stream, stop_before_pixels=True, specific_tags=[*TAGS, key, *dicom_filter.TAGS])
             patient, study, view = (str(header.get(tag) or "").strip() or None for tag in TAGS)
-            image = Image(path, patient=patient, study=study, refused=_refused(header, settings),
+            image = ListedImage(path, patient=patient, study=study, refused=_refused(header, settings),
                           view=VIEWS.get(view.upper(), view.upper()) if view else None)
             return image, str(header.get(key) or "").strip()
         except MemoryError:  # says nothing against the file, which without its header would be another patient's
@@ -89,10 +90,10 @@ def read_header_of(folder: Folder, path: str, settings: Data, key: str = "SOPIns
         except Exception:  # pydicom's parser raises many kinds, OSError too
             if file.fault:
                 raise file.fault from None
-            return Image(path), ""
+            return ListedImage(path), ""
 
 
-def _refused(header: Dataset, settings: Data) -> str | None:
+def _refused(header: Dataset, settings: DataSettings) -> str | None:
     try:
         dicom_filter.refuse_unwanted(header, settings)
     except Refused as refused:
@@ -100,4 +101,4 @@ def _refused(header: Dataset, settings: Data) -> str | None:
     return None
 
 
-SOURCE = Described(CARD, images, described)
+SOURCE = HeaderSet(CARD, images, described)

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
-from pipelines.data.files import PICTURES, as_manifest, listing, read_image
-from pipelines.data.findings import states
+from pipelines.data.files import IMAGE_SUFFIXES, listing, manifest_table, read_image
+from pipelines.data.findings import finding_columns
 from pipelines.data.own_table import SPLIT_NAMES
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MANY_CLASSES, FEW_IMAGES = 20, 10  # more folders than that with fewer images each look like patients
 
 
-def manifest(settings: Data, seed: int) -> pa.Table:
+def manifest(settings: DataSettings, seed: int) -> pa.Table:
     """One row per image file.
 
     Raises:
@@ -44,16 +44,16 @@ def manifest(settings: Data, seed: int) -> pa.Table:
             split, _ = _place(path)
             yield {"source": "folder", "uri": f"{root}/{path}", "path": path, "patient_id": patient,
                    "study_id": None, "view": None, "split": split, "masks": [], "bytes": sizes[path],
-                   **states("folder", [label] if label else [], assessed=classes if label else [])}
+                   **finding_columns("folder", [label] if label else [], assessed=classes if label else [])}
 
-    return as_manifest(rows())
+    return manifest_table(rows())
 
 
-def load(row: Mapping[str, Any], settings: Data) -> Decoded:
+def load(row: Mapping[str, Any], settings: DataSettings) -> Decoded:
     return read_image(_root(settings), row["path"], row, settings)
 
 
-def _root(settings: Data) -> str:
+def _root(settings: DataSettings) -> str:
     if not settings.root:
         raise UserError("data=folder needs data.root=PATH")
     return settings.root
@@ -61,9 +61,9 @@ def _root(settings: Data) -> str:
 
 def _images(root: str) -> dict[str, int]:
     """Bytes of every image file by relative path, in order of path; ValueError when there is none."""
-    images = {path: size for path, size in listing(root).items() if path.lower().endswith(PICTURES)}
+    images = {path: size for path, size in listing(root).items() if path.lower().endswith(IMAGE_SUFFIXES)}
     if not images:
-        raise UserError(f"data.root={root!r} holds no image ({', '.join(PICTURES)})")
+        raise UserError(f"data.root={root!r} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return images
 
 

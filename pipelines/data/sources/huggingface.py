@@ -19,12 +19,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
-from cluster.faults import retried
+from cluster.faults import with_retries
 from cluster.storage import Folder
-from pipelines.data.files import as_manifest
+from pipelines.data.files import manifest_table
 from pipelines.data.own_table import SPLIT_NAMES
 from pipelines.data.public_set import Card, Tree
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources.manifest import assess
 from pipelines.data.watched import WatchedFile
 from pipelines.monitor.progress import say
@@ -53,7 +53,7 @@ READING = threading.Lock()  # a row group is read once for all threads, and a fi
 class HuggingFace:
     name, card = "huggingface", CARD
 
-    def manifest(self, settings: Data, seed: int) -> pa.Table:
+    def manifest(self, settings: DataSettings, seed: int) -> pa.Table:
         """One row per image, in the order of the files; `uri` is FILE#ROW.  Image bytes are not read.
 
         Raises:
@@ -63,7 +63,7 @@ class HuggingFace:
 
         tree = _tree(settings)
         paths = _paths(tree, settings.subset)
-        table = assess(as_manifest(row | {"bytes": tree.files[path]} for path in paths
+        table = assess(manifest_table(row | {"bytes": tree.files[path]} for path in paths
                                    for row in _rows(tree.root, path)))
         if not table.num_rows:
             raise tree.missing("row")
@@ -71,16 +71,16 @@ class HuggingFace:
             say(f"{tree.root} has no column patient_id: each image counts as a patient of its own")
         return table
 
-    def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
+    def load(self, row: Mapping[str, Any], settings: DataSettings) -> Decoded:
         from pipelines.data.image.decode import decode
 
         path, _, index = row["path"].rpartition("#")
         root = _root(settings)
-        content = retried(lambda: _content(root, path, int(index)), f"{root}/{path}")
+        content = with_retries(lambda: _content(root, path, int(index)), f"{root}/{path}")
         return decode(content or b"", settings, view=row["view"])
 
 
-def _tree(settings: Data) -> Tree:
+def _tree(settings: DataSettings) -> Tree:
     tree = Tree(_root(settings), CARD)
     try:
         _ = tree.files
@@ -91,7 +91,7 @@ def _tree(settings: Data) -> Tree:
     return tree
 
 
-def _root(settings: Data) -> str:
+def _root(settings: DataSettings) -> str:
     root = settings.root
     if not root:
         raise UserError(f"data=huggingface needs data.root=OWNER/NAME of a data set at {CARD.where}, or a folder of "

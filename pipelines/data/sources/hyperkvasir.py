@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.data.public_set import Card, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources.kvasir_seg import polyps
 
 CARD = Card(
@@ -23,10 +23,10 @@ CARD = Card(
 )
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """Patients are not told; there is no official split of this part."""
     return (image for image in polyps(tree)
             if image.path.startswith("images/") or "/segmented-images/images/" in f"/{image.path}")
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

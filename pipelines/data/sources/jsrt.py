@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipelines.data.files import PICTURES
-from pipelines.data.public_set import Card, Image, Mask, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.files import IMAGE_SUFFIXES
+from pipelines.data.public_set import Card, ListedImage, ListedMask, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 
 if TYPE_CHECKING:
-    from pipelines.data.image.picture import Picture
+    from pipelines.data.image.picture import GrayImage
 
 CARD = Card(
     title="JSRT",
@@ -34,7 +34,7 @@ FILM = re.compile(r"(JPC[LN]N\d{3})(\.\w+)", re.IGNORECASE)
 KIND = re.compile(r"(JPCLN\d{3})\.IMG\b[^\r\n]*?\b(malignant|benign)\b")
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """All are PA, one of each patient. SCR's two folds are those of a cross-validation, and no split.
 
     A film of no nodule is not called normal, unless labels.csv does.
@@ -47,19 +47,19 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         structure = folders[-1].lower().replace(" ", "_") if folders else ""
         if match and structure in CARD.masks:
             masks.setdefault(match[1].upper(), {}).setdefault(structure, path)
-        elif match and "masks" not in folders and match[2].lower() in (".img", *PICTURES):
+        elif match and "masks" not in folders and match[2].lower() in (".img", *IMAGE_SUFFIXES):
             films.setdefault(match[1].upper(), path)
     labels = _labels(tree)
     for film, path in films.items():
         outlines = masks.get(film, {})
         stated = labels.get(film, ["nodule"] if film.startswith("JPCLN") else [])
-        yield Image(
+        yield ListedImage(
             path=path,
             patient=film,
             view="PA",
             labels=stated,
             absent=[] if stated == ["nodule"] else ["malignant", "benign"],
-            masks=tuple(Mask(name, outlines[name]) for name in CARD.masks if name in outlines),
+            masks=tuple(ListedMask(name, outlines[name]) for name in CARD.masks if name in outlines),
         )
 
 
@@ -72,19 +72,19 @@ def _labels(tree: Tree) -> dict[str, list[str]]:
     return {film: ["nodule", kind] for film, kind in KIND.findall(text)}
 
 
-def read_film(content: bytes, settings: Data) -> Picture:
+def read_film(content: bytes, settings: DataSettings) -> GrayImage:
     """The owner's format: 2048 x 2048 values of 12 bits without any head, big-endian, dark where the film is bright."""
     import numpy as np
-    from PIL import Image as Pillow
+    from PIL import Image
 
     from pipelines.data.image.decode import read_picture
-    from pipelines.data.image.picture import Picture, check_size, to_8bit
+    from pipelines.data.image.picture import GrayImage, check_size, to_8bit
 
     if len(content) != 2 * SIDE * SIDE:
         return read_picture(content, settings)
     check_size(SIDE, SIDE, settings)
     values = np.frombuffer(content, ">u2").reshape(SIDE, SIDE).astype(np.float32)
-    return Picture(Pillow.fromarray(to_8bit(-values)), SIDE, SIDE, "percentile")
+    return GrayImage(Image.fromarray(to_8bit(-values)), SIDE, SIDE, "percentile")
 
 
-SOURCE = Published(CARD, images, read_film)
+SOURCE = PublicSet(CARD, images, read_film)

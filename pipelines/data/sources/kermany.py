@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 
 from pipelines.data.findings import NO_FINDING
-from pipelines.data.public_set import Card, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 
 CARD = Card(
     title="Kermany chest X-rays",
@@ -27,7 +27,7 @@ PATIENT = re.compile(r"(person\d+_(?:bacteria|virus))_|((?:NORMAL2-)?IM-\d+)-|(?
 CAUSE = re.compile(r"bacteria|virus")
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """All are AP. The second label of pneumonia is its cause; bacteria and virus are uncertain where it is not told."""
     seen = set()
     for path in tree.pictures:
@@ -37,7 +37,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         seen.add(place)
         patient = PATIENT.match(name)
         cause = CAUSE.findall(name.lower())[:1] if finding == "PNEUMONIA" else []
-        yield Image(
+        yield ListedImage(
             path=path,
             patient=patient and next(filter(None, patient.groups())),
             view="AP",
@@ -47,4 +47,4 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         )
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

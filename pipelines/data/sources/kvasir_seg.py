@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.data.public_set import Card, Image, Mask, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, ListedImage, ListedMask, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources.folder import SPLIT_NAMES
 
 CARD = Card(
@@ -24,12 +24,12 @@ CARD = Card(
 )
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """Patients are not told."""
     return polyps(tree)
 
 
-def polyps(tree: Tree) -> Iterator[Image]:
+def polyps(tree: Tree) -> Iterator[ListedImage]:
     """Every image of a folder `images`, with its namesake in the folder `masks` beside it."""
     listed = dict(_listed(tree))
     seen = set()
@@ -40,11 +40,11 @@ def polyps(tree: Tree) -> Iterator[Image]:
             continue
         seen.add((split, name))
         mask = "/".join((*above[1:], "masks", name))
-        yield Image(
+        yield ListedImage(
             path=path,
             labels=["polyp"],
             split=split or listed.get(name.rsplit(".", 1)[0]),
-            masks=(Mask("polyp", mask),) if mask in tree.files else (),
+            masks=(ListedMask("polyp", mask),) if mask in tree.files else (),
         )
 
 
@@ -57,4 +57,4 @@ def _listed(tree: Tree) -> Iterator[tuple[str, str]]:
                     yield name.rsplit("/", 1)[-1].removesuffix(".jpg"), split
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

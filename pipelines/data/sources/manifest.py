@@ -18,9 +18,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import SetMistake, UserError
-from cluster.faults import retried
-from pipelines.data.files import BATCH, as_manifest, connect, read_image
-from pipelines.data.findings import states
+from cluster.faults import with_retries
+from pipelines.data.files import BATCH, connect, manifest_table, read_image
+from pipelines.data.findings import finding_columns
 from pipelines.data.listing import listing_hash
 from pipelines.data.own_cells import STATES
 from pipelines.data.own_listing import check_folder, with_bytes
@@ -28,7 +28,7 @@ from pipelines.data.own_remarks import remarks
 from pipelines.data.own_set import OwnSet, read_set, within
 from pipelines.data.own_table import OwnTable
 from pipelines.data.public_set import Card, Tree
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources import dicom
 from pipelines.monitor.progress import say
 
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 
 class Manifest:
-    def cards(self, settings: Data) -> dict[str, Card]:
+    def cards(self, settings: DataSettings) -> dict[str, Card]:
         return {"manifest": _set(settings).card}
 
-    def manifest(self, settings: Data, seed: int) -> pa.Table:
+    def manifest(self, settings: DataSettings, seed: int) -> pa.Table:
         """One row per row of the list, or per DICOM file; what is not there is refused when it is loaded.
 
         Raises:
@@ -55,11 +55,11 @@ class Manifest:
             say(remark)
         check_folder(described)
         tree = Tree(described.folder(), described.card)
-        return as_manifest({"source": "manifest", "uri": f"{tree.root}/{image.path}", "path": image.path,
+        return manifest_table({"source": "manifest", "uri": f"{tree.root}/{image.path}", "path": image.path,
                             **{key: [] for key in (*STATES, "masks")}, "bytes": tree.files[image.path]}
                            for image in dicom.images(tree, settings))
 
-    def describe(self, row: Mapping[str, Any], settings: Data) -> dict[str, Any] | None:
+    def describe(self, row: Mapping[str, Any], settings: DataSettings) -> dict[str, Any] | None:
         """A DICOM file's header, joined with the row of the list that it names; None where the file is no DICOM.
 
         Raises:
@@ -67,7 +67,8 @@ class Manifest:
         """
         described, path = _set(settings), row["path"]
         folder = connect(described.folder())
-        found = retried(lambda: dicom.read_header_of(folder, path, settings, described.key_is), f"{folder.uri}/{path}")
+        found = with_retries(lambda: dicom.read_header_of(folder, path, settings, described.key_is),
+                             f"{folder.uri}/{path}")
         if found is None:
             return None
         image, key = found
@@ -81,7 +82,7 @@ class Manifest:
                 "study_id": image.study or told.get("study_id"), "view": told.get("view") or image.view,
                 "refused": image.refused}
 
-    def check_described(self, described: pa.Table, settings: Data) -> None:
+    def check_described(self, described: pa.Table, settings: DataSettings) -> None:
         """Say how many films have a row in the list, and how many of its rows name none.
 
         Args:
@@ -104,7 +105,7 @@ class Manifest:
         say(f"{chosen.table}: {listed:,} of {films:,} films have a row; "
             f"{entries - pc.count_distinct(described['entry']).as_py():,} of {entries:,} rows name no film")
 
-    def description_hash(self, settings: Data) -> str:
+    def description_hash(self, settings: DataSettings) -> str:
         """A hash of what `describe` joins to DICOM files; "" for a list whose rows name files."""
         described = _set(settings)
         if described.key_is == "path":
@@ -113,7 +114,7 @@ class Manifest:
         joined = [described.key_is, described.patient != OwnSet.patient, list(index), listing_hash(table)]
         return hashlib.sha256(json.dumps(joined).encode()).hexdigest()[:16]
 
-    def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
+    def load(self, row: Mapping[str, Any], settings: DataSettings) -> Decoded:
         return read_image(_set(settings).folder(), row["path"], row, settings, listed=row.get("bytes") is not None)
 
     def image_folder(self, root: str) -> str:
@@ -136,12 +137,13 @@ def assess(listed: pa.Table, exhaustive: bool = True) -> pa.Table:
     import pyarrow.compute as pc
 
     known = pc.unique(pc.list_flatten(listed["labels"])).to_pylist() if exhaustive else []
-    return as_manifest(
-        row | states(row["source"], row["labels"], row["uncertain"], row["absent"], known if row["labels"] else ())
+    return manifest_table(
+        row | finding_columns(row["source"], row["labels"], row["uncertain"], row["absent"],
+                              known if row["labels"] else ())
         for batch in listed.to_batches(BATCH) for row in batch.to_pylist())
 
 
-def _set(settings: Data) -> OwnSet:
+def _set(settings: DataSettings) -> OwnSet:
     if not settings.root:
         raise UserError("data=manifest needs data.root=FILE, a CSV, TSV or Parquet file with a column path or uri, or "
                         "a YAML file that describes one")
@@ -166,7 +168,7 @@ def _listed(described: OwnSet) -> pa.Table:
             yield row | {"source": "manifest", "uri": within(base, key), "path": key,
                          "patient_id": row["patient_id"] or key}
 
-    found = assess(as_manifest(rows()), own.exhaustive)
+    found = assess(manifest_table(rows()), own.exhaustive)
     if not found.num_rows:
         raise SetMistake(f"{described.table} lists no image: its column {own.key!r} is empty")
     for remark in remarks(own, found):
@@ -185,7 +187,7 @@ def _by_key(root: str) -> tuple[dict[str, int], pa.Table, list[str]]:
             index[row.pop("key")] = len(index)
             yield row | {"source": "manifest"}
 
-    table = assess(as_manifest(rows()), own.exhaustive)
+    table = assess(manifest_table(rows()), own.exhaustive)
     return index, table, remarks(own, table)
 
 

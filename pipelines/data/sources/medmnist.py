@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
-from cluster.faults import retried
+from cluster.faults import with_retries
 from cluster.storage import Folder
-from pipelines.data.files import as_manifest
-from pipelines.data.findings import states
+from pipelines.data.files import manifest_table
+from pipelines.data.findings import finding_columns
 from pipelines.data.public_set import Card
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 from pipelines.monitor.progress import say
 
 if TYPE_CHECKING:
@@ -73,15 +73,15 @@ LABELS = {
 class MedMNIST:
     name, card = "medmnist", CARD
 
-    def manifest(self, settings: Data, seed: int) -> pa.Table:
+    def manifest(self, settings: DataSettings, seed: int) -> pa.Table:
         """One row per image; `uri` is medmnist://SUBSET/SIZE/SPLIT/INDEX.
 
         Raises:
             UserError: no such subset, or its file is neither there nor can be had, or is none of MedMNIST's.
         """
-        return as_manifest(self.rows(settings))
+        return manifest_table(self.rows(settings))
 
-    def rows(self, settings: Data) -> Iterator[dict[str, Any]]:
+    def rows(self, settings: DataSettings) -> Iterator[dict[str, Any]]:
         """Rows of the manifest.  Patients are not told."""
         subset, size = _find(settings)
         size_in_bytes = _root(settings).size(_file(subset, size))
@@ -93,22 +93,23 @@ class MedMNIST:
                 yield {"source": "medmnist", "uri": f"medmnist://{subset}/{size}/{place}", "path": place,
                        "patient_id": place, "study_id": None, "view": None, "split": split, "masks": [],
                        "bytes": size_in_bytes,
-                       **states("medmnist", [LABELS[subset][int(k)] for k in classes], assessed=LABELS[subset])}
+                       **finding_columns("medmnist", [LABELS[subset][int(k)] for k in classes],
+                                         assessed=LABELS[subset])}
 
-    def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
+    def load(self, row: Mapping[str, Any], settings: DataSettings) -> Decoded:
         from PIL import Image
 
         from pipelines.data.image.decode import decode
 
         subset, size, split, index = row["uri"].removeprefix("medmnist://").split("/")
         root, name, member = _root(settings).uri, _file(subset, int(size)), f"{split}_images"
-        pixels = retried(lambda: _images(root, name, member), f"{root}/{name}")[int(index)]
+        pixels = with_retries(lambda: _images(root, name, member), f"{root}/{name}")[int(index)]
         content = io.BytesIO()
         Image.fromarray(pixels).save(content, "BMP")
         return decode(content.getvalue(), settings, view=row["view"])
 
 
-def _root(settings: Data) -> Folder:
+def _root(settings: DataSettings) -> Folder:
     return Folder(settings.root or "~/.medmnist")
 
 
@@ -116,7 +117,7 @@ def _file(subset: str, size: int) -> str:
     return f"{subset}.npz" if size == 28 else f"{subset}_{size}.npz"
 
 
-def _find(settings: Data) -> tuple[str, int]:
+def _find(settings: DataSettings) -> tuple[str, int]:
     """The subset, and the size to take of those that are there; downloaded where none will do."""
     match = re.fullmatch(rf"({'|'.join(LABELS)})(?:_({'|'.join(map(str, SIZES))}))?", settings.subset or "")
     if not match:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.data.public_set import Card, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources.mimic_cxr_jpg import VIEWS, findings, names, splits
 
 CARD = Card(
@@ -22,7 +22,7 @@ CARD = Card(
 )
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """One per row of cxr-record-list.csv."""
     found = findings(tree) if tree.has(*names("chexpert"), *names("negbio")) else {}
     split = splits(tree) if tree.has(*names("split")) else {}
@@ -33,7 +33,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         patient, study, image, path = (tree.column(row, name, "cxr-record-list.csv")
                                        for name in ("subject_id", "study_id", "dicom_id", "path"))
         view = views.get(image, "")
-        yield Image(
+        yield ListedImage(
             path=tree.by_name.get(f"{image}.dcm", path),
             patient=patient,
             study=study,
@@ -43,4 +43,4 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         )
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

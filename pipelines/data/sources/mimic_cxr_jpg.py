@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.data.public_set import Card, Findings, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, Findings, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources.chexpert import stated
 
 CARD = Card(
@@ -24,13 +24,13 @@ SPLITS = {"train": "train", "validate": "val", "test": "test"}
 VIEWS = {"LL": "LATERAL", "RL": "LATERAL"}
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """The view is ViewPosition, with left and right lateral as LATERAL."""
     found, split = findings(tree), splits(tree)
     for row in tree.table(*names("metadata")):
         image, patient, study, view = (tree.column(row, name, "mimic-cxr-2.0.0-metadata.csv")
                                        for name in ("dicom_id", "subject_id", "study_id", "ViewPosition"))
-        yield Image(
+        yield ListedImage(
             path=tree.by_name.get(f"{image}.jpg", f"files/p{patient[:2]}/p{patient}/s{study}/{image}.jpg"),
             patient=patient,
             people="mimic_cxr",
@@ -59,4 +59,4 @@ def splits(tree: Tree) -> dict[str, str | None]:
             for row in tree.table(*names("split"))}
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from cluster.errors import SetMistake, UserError
-from pipelines.data.files import fair_draw
+from pipelines.data.files import draw_by_path_hash
 from pipelines.data.public_set import Card
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources import cards_of, check_described, description_hash, find_source, source_name
 from pipelines.monitor.progress import say
 
@@ -37,7 +37,7 @@ class Mix:
     def __init__(self, config: str, sets: tuple[str, ...] = ()) -> None:
         self.config, self.sets = config, sets
 
-    def manifest(self, settings: Data, seed: int) -> pa.Table:
+    def manifest(self, settings: DataSettings, seed: int) -> pa.Table:
         """All rows of all sets.
 
         Raises:
@@ -51,7 +51,7 @@ class Mix:
         for name, part in parts.items():
             source = find_source(part.source)
             try:
-                table = fair_draw(source.manifest(part, seed), part.images)
+                table = draw_by_path_hash(source.manifest(part, seed), part.images)
             except SetMistake as error:
                 raise SetMistake(f"data.sets.{name}: {error}") from error
             except UserError as error:
@@ -64,32 +64,32 @@ class Mix:
             raise UserError("\n".join([f"{told} data.sets=[…]", *missing]))
         return pa.concat_tables(tables)
 
-    def describe(self, row: Mapping[str, Any], settings: Data) -> dict[str, Any] | None:
+    def describe(self, row: Mapping[str, Any], settings: DataSettings) -> dict[str, Any] | None:
         """As the row's set describes it."""
         name, part = self._part_of(row, settings)
         told = cast(Any, find_source(part.source)).describe(row, part)
         names = {key: f"{name}/{told[key]}" for key in ("patient_id", "alias") if told and told.get(key)}
         return told and told | names | {"source": row["source"]}
 
-    def check_described(self, described: pa.Table, settings: Data) -> None:
+    def check_described(self, described: pa.Table, settings: DataSettings) -> None:
         """Those of its sets."""
         import pyarrow.compute as pc
 
         for name, part in self._parts(settings):
             check_described(described.filter(pc.equal(described["source"], _column(name))), part)
 
-    def description_hash(self, settings: Data) -> str:
+    def description_hash(self, settings: DataSettings) -> str:
         """Those of its sets."""
         return "-".join(filter(None, (description_hash(part) for _, part in self._parts(settings))))
 
-    def load(self, row: Mapping[str, Any], settings: Data) -> Decoded:
+    def load(self, row: Mapping[str, Any], settings: DataSettings) -> Decoded:
         _, part = self._part_of(row, settings)
         return find_source(part.source).load(row, part)
 
-    def cards(self, settings: Data) -> dict[str, Card]:
+    def cards(self, settings: DataSettings) -> dict[str, Card]:
         return {_column(name): card for name, part in self._parts(settings) for card in cards_of(part).values()}
 
-    def _parts(self, settings: Data) -> Iterator[tuple[str, Data]]:
+    def _parts(self, settings: DataSettings) -> Iterator[tuple[str, DataSettings]]:
         """The sets that are taken, and how each is read.  Raises UserError where there is none, or none of a name."""
         chosen = settings.sets or self.sets
         if not chosen:
@@ -98,7 +98,7 @@ class Mix:
         for name, own in options.items():
             yield name, self._part(name, own or {}, settings)
 
-    def _part(self, name: str, own: Mapping[str, Any], settings: Data) -> Data:
+    def _part(self, name: str, own: Mapping[str, Any], settings: DataSettings) -> DataSettings:
         source = source_name(own.get("source", name))
         if isinstance(find_source(source), Mix):
             raise UserError(f"data.sets.{name}: {source} is a mix itself; name its sets here")
@@ -106,7 +106,7 @@ class Mix:
         taken: dict[str, Any] = {"subset": None, "patient_regex": None, "images": None} | dict(own)
         return replace(settings, **taken | {"source": source, "root": root, "sets": None})
 
-    def _part_of(self, row: Mapping[str, Any], settings: Data) -> tuple[str, Data]:
+    def _part_of(self, row: Mapping[str, Any], settings: DataSettings) -> tuple[str, DataSettings]:
         return next((name, part) for name, part in self._parts(settings) if _column(name) == row["source"])
 
 
@@ -135,7 +135,7 @@ def _named(table: pa.Table, name: str, homes: Mapping[str, str]) -> pa.Table:
     return table
 
 
-def _terms(part: Data) -> str:
+def _terms(part: DataSettings) -> str:
     return "".join(f" ({card.sign or 'nothing to sign'})" for card in cards_of(part).values())
 
 

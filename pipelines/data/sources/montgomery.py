@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 
 from pipelines.data.findings import NO_FINDING
-from pipelines.data.public_set import Card, Image, Mask, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, ListedImage, ListedMask, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 
 CARD = Card(
     title="Montgomery County X-ray set",
@@ -26,15 +26,15 @@ CARD = Card(
 LABELS = {"0": "normal", "1": "tuberculosis"}
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """All are PA, one of each patient."""
     for path, patient, label in radiographs(tree, "MCUCXR"):
         base, name = re.sub(r"(CXR_png/)?[^/]*$", "", path), path.rsplit("/", 1)[-1]
         places = {"left_lung": f"{base}ManualMask/leftMask/{name}", "right_lung": f"{base}ManualMask/rightMask/{name}",
                   "lungs": f"{base}masks/{name}"}
-        masks = tuple(Mask(structure, place) for structure, place in places.items() if place in tree.files)
+        masks = tuple(ListedMask(structure, place) for structure, place in places.items() if place in tree.files)
         masks = masks[:2] if len(masks) > 2 else masks  # both sides tell more than one mask of both lungs
-        yield Image(path=path, patient=patient, view="PA", labels=[label], masks=masks)
+        yield ListedImage(path=path, patient=patient, view="PA", labels=[label], masks=masks)
 
 
 def radiographs(tree: Tree, prefix: str) -> Iterator[tuple[str, str, str]]:
@@ -47,4 +47,4 @@ def radiographs(tree: Tree, prefix: str) -> Iterator[tuple[str, str, str]]:
             yield path, match[2], LABELS[match[3]]
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

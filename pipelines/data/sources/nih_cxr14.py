@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipelines.data.findings import NIH, NO_FINDING
-from pipelines.data.public_set import Card, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 
 CARD = Card(
     title="NIH ChestX-ray14",
@@ -18,14 +18,14 @@ CARD = Card(
 )
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """Findings are joined by `|`, or "No Finding" where there is none; of the 14 what is not listed is absent."""
     test = set(tree.folder.read(tree.find("test_list.txt")).decode().split())
     for row in tree.table("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"):
         name, findings, patient, follow_up, view = (
             tree.column(row, column, "Data_Entry_2017.csv")
             for column in ("Image Index", "Finding Labels", "Patient ID", "Follow-up #", "View Position"))
-        yield Image(
+        yield ListedImage(
             path=tree.by_name.get(name, name),
             patient=patient,
             study=f"{patient}-{follow_up}",
@@ -35,4 +35,4 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         )
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

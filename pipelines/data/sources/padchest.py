@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator
 
 from pipelines.data.findings import NO_FINDING
-from pipelines.data.public_set import Card, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 
 CARD = Card(
     title="PadChest",
@@ -37,7 +37,7 @@ GROUNDED_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 VIEWS = {"L": "LATERAL", "UNK": None}
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """The view is Projection (PA, AP, L, AP_horizontal, COSTAL, EXCLUDE), with L as LATERAL; PadChest-GR is frontal."""
     grounded = _grounded(tree)
     if grounded and not tree.has(*TABLES):
@@ -48,7 +48,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
             tree.column(row, column, TABLES[0])
             for column in ("ImageID", "ImageDir", "PatientID", "StudyID", "Projection", "Labels"))
         known = grounded.get(name)
-        yield Image(
+        yield ListedImage(
             path=tree.by_name.get(name, f"{folder}/{name}"),
             patient=patient,
             study=study,
@@ -70,13 +70,13 @@ def is_reading(labels: list[str]) -> bool:
     return bool(labels) and NO_READING.isdisjoint(labels)
 
 
-def _grounded(tree: Tree) -> dict[str, Image]:
+def _grounded(tree: Tree) -> dict[str, ListedImage]:
     """The images of PadChest-GR by name."""
     rows: dict[str, list[dict[str, str]]] = {}
     for row in tree.table(GROUNDED) if tree.has(GROUNDED) else ():
         rows.setdefault(tree.column(row, "ImageID", GROUNDED), []).append(row)
     return {
-        name: Image(
+        name: ListedImage(
             path=tree.by_name.get(name, name),
             patient=tree.column(found[0], "PatientID", GROUNDED),
             study=tree.column(found[0], "StudyID", GROUNDED),
@@ -88,4 +88,4 @@ def _grounded(tree: Tree) -> dict[str, Image]:
     }
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cluster.errors import UserError
-from pipelines.data.findings import states
-from pipelines.data.settings import Data
+from pipelines.data.findings import finding_columns
+from pipelines.data.settings import DataSettings
 from pipelines.data.structures import STRUCTURES
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipelines.data.image.decode import Decoded
 
 
-def manifest(settings: Data, seed: int) -> pa.Table:
+def manifest(settings: DataSettings, seed: int) -> pa.Table:
     """One row per image; `uri` is phantom://SEED/INDEX.  Raises UserError without `data.images`."""
     import pyarrow as pa
 
@@ -33,11 +33,11 @@ def manifest(settings: Data, seed: int) -> pa.Table:
         labels, patient, study = describe(seed, index)
         rows.append({"source": "phantom", "uri": f"phantom://{seed}/{index}", "path": f"{seed}/{index}", "view": "PA",
                      "patient_id": patient, "study_id": study, "split": None, "masks": [],
-                     **states("phantom", labels, assessed=LABELS)})
+                     **finding_columns("phantom", labels, assessed=LABELS)})
     return pa.Table.from_pylist(rows, schema=MANIFEST)
 
 
-def load(row: Mapping[str, Any], settings: Data) -> Decoded:
+def load(row: Mapping[str, Any], settings: DataSettings) -> Decoded:
     from PIL import Image
 
     from pipelines.data.image.clean import perceptual_hash

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 
 from cluster.errors import UserError
 from pipelines.data.findings import NO_FINDING
-from pipelines.data.public_set import TRAIN_ONLY, Card, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import TRAIN_ONLY, Card, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 
 CARD = Card(
     title="RSNA Pneumonia Detection Challenge",
@@ -29,7 +29,7 @@ TABLE = "stage_2_detailed_class_info.csv"
 NIH = "pneumonia-challenge-dataset-mappings_2018.json"
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """Images of the test part have no labels."""
     persons = {entry["subset_img_id"]: str(int(entry["img_id"].split("_")[0]))
                for entry in (json.loads(tree.folder.read(tree.find(NIH))) if tree.has(NIH) else ())}
@@ -39,12 +39,12 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         if label not in CLASSES:
             raise UserError(f"{tree.root}: {TABLE} has the class {label!r}; known are {', '.join(CLASSES)}")
         patient, people = _person(image, persons)
-        yield Image(path, patient, people=people, labels=CLASSES[label], split="train")
+        yield ListedImage(path, patient, people=people, labels=CLASSES[label], split="train")
     for path in tree.pictures:
         image = path.rpartition("/")[2].removesuffix(".dcm")
         if "/stage_2_test_images/" in f"/{path}" and image not in classes:
             patient, people = _person(image, persons)
-            yield Image(path, patient, people=people, labelled=False, split=TRAIN_ONLY)
+            yield ListedImage(path, patient, people=people, labelled=False, split=TRAIN_ONLY)
 
 
 def _person(image: str, persons: Mapping[str, str]) -> tuple[str, str | None]:
@@ -52,4 +52,4 @@ def _person(image: str, persons: Mapping[str, str]) -> tuple[str, str | None]:
     return (persons[image], "nih_cxr14") if image in persons else (image, None)
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipelines.data.findings import NO_FINDING
-from pipelines.data.public_set import Card, Image, Mask, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, ListedImage, ListedMask, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources import montgomery
 
 CARD = Card(
@@ -25,14 +25,14 @@ CARD = Card(
 )
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """All are PA, one of each patient."""
     masks = {path.rsplit("/", 1)[-1]: path for path in tree.pictures
              if path.endswith("_mask.png") and path.split("/")[-2:-1] in (["mask"], ["masks"])}
     for path, patient, label in montgomery.radiographs(tree, "CHNCXR"):
         mask = masks.get(path.rsplit("/", 1)[-1].replace(".png", "_mask.png"))
-        yield Image(path=path, patient=patient, view="PA", labels=[label],
-                    masks=(Mask("lungs", mask),) if mask else ())
+        yield ListedImage(path=path, patient=patient, view="PA", labels=[label],
+                    masks=(ListedMask("lungs", mask),) if mask else ())
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pipelines.data.public_set import TRAIN_ONLY, Card, Image, Mask, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import TRAIN_ONLY, Card, ListedImage, ListedMask, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 
 CARD = Card(
     title="SIIM-ACR Pneumothorax Segmentation",
@@ -26,7 +26,7 @@ CARD = Card(
 LABEL = "Pneumothorax"
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """A study is a person as far as is told. An image in no table has no label; one with no run has an empty mask."""
     table = "stage_2_train.csv" if tree.has("stage_2_train.csv") else "train-rle.csv"
     runs: dict[str, list[str]] = {}
@@ -39,11 +39,11 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         image, suffix = name[:-4], name[-4:]
         study = next(filter(re.compile(r"[0-9.]+").fullmatch, folders[-2:-1]), None)
         if suffix == ".dcm" and image in runs:
-            yield Image(path, study, study, labels=[LABEL] if runs[image] else [],
+            yield ListedImage(path, study, study, labels=[LABEL] if runs[image] else [],
                         split="test" if "dicom-images-test" in folders else "train",
-                        masks=tuple(Mask("pneumothorax", rle=encoded) for encoded in runs[image] or [""]))
+                        masks=tuple(ListedMask("pneumothorax", rle=encoded) for encoded in runs[image] or [""]))
         elif suffix == ".dcm":
-            yield Image(path, study, study, labelled=False, split=TRAIN_ONLY)
+            yield ListedImage(path, study, study, labelled=False, split=TRAIN_ONLY)
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

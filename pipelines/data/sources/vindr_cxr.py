@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from pipelines.data.public_set import TRAIN_ONLY, Card, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import TRAIN_ONLY, Card, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 
 CARD = Card(
     title="VinDr-CXR",
@@ -27,7 +27,7 @@ KAGGLE = "train.csv"
 KEYS = {"", "image_id", "rad_id", "rad_ID"}
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """What most readers of an image state is present, what half of them do uncertain, and all else absent."""
     if tree.has(*TABLES):
         yield from official(tree, view="PA")
@@ -37,7 +37,7 @@ def images(tree: Tree, settings: Data) -> Iterator[Image]:
         raise tree.missing(f"{' or '.join(TABLES)} (PhysioNet) or {KAGGLE} (Kaggle)")
 
 
-def official(tree: Tree, view: str | None) -> Iterator[Image]:
+def official(tree: Tree, view: str | None) -> Iterator[ListedImage]:
     """Images of the tables image_labels_{train,test}.csv, or of that which is there."""
     if not tree.has(*TABLES):
         raise tree.missing(" or ".join(TABLES))
@@ -50,14 +50,14 @@ def official(tree: Tree, view: str | None) -> Iterator[Image]:
 
 
 def _agreed(tree: Tree, readings: Iterable[tuple[str, Iterable[str]]], read_for: Iterable[str], split: str,
-            view: str | None) -> Iterator[Image]:
+            view: str | None) -> Iterator[ListedImage]:
     """One image of all its readings, each an image's id and those findings of `read_for` that one reader states."""
     found: dict[str, list[Iterable[str]]] = {}
     for image, findings in readings:
         found.setdefault(image, []).append(findings)
     for image, readers in found.items():
         votes = Counter(chain.from_iterable(readers))
-        yield Image(
+        yield ListedImage(
             path=tree.by_name.get(f"{image}.dicom", f"{split}/{image}.dicom"),
             view=view,
             labels=[finding for finding, count in votes.items() if 2 * count > len(readers)],
@@ -67,7 +67,7 @@ def _agreed(tree: Tree, readings: Iterable[tuple[str, Iterable[str]]], read_for:
         )
 
 
-def _kaggle(tree: Tree) -> Iterator[Image]:
+def _kaggle(tree: Tree) -> Iterator[ListedImage]:
     """Images of the test part have no labels."""
     readers: dict[tuple[str, str], dict[str, None]] = {}
     for row in tree.table(KAGGLE):
@@ -78,7 +78,7 @@ def _kaggle(tree: Tree) -> Iterator[Image]:
     labelled = {image for image, _ in readers}
     for path in tree.pictures:
         if "/test/" in f"/{path}" and path.rpartition("/")[2].removesuffix(".dicom") not in labelled:
-            yield Image(path, view="PA", labelled=False, split=TRAIN_ONLY)
+            yield ListedImage(path, view="PA", labelled=False, split=TRAIN_ONLY)
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.data.public_set import Card, Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import Card, ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources.vindr_cxr import official
 
 CARD = Card(
@@ -22,9 +22,9 @@ CARD = Card(
 )
 
 
-def images(tree: Tree, settings: Data) -> Iterator[Image]:
+def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
     """Split by table, as the owner does."""
     return official(tree, view=None)
 
 
-SOURCE = Published(CARD, images)
+SOURCE = PublicSet(CARD, images)

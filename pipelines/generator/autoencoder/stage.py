@@ -14,7 +14,7 @@ from torchmetrics.image import PeakSignalNoiseRatio
 
 from cluster.session import device
 from cluster.storage import Folder
-from cluster.tasks import compute
+from cluster.tasks import run_on_accelerator
 from pipelines.data.split import check_filled
 from pipelines.generator.autoencoder.losses import Reconstruction
 from pipelines.generator.autoencoder.model import (
@@ -33,7 +33,7 @@ from pipelines.learning.weights import save_model
 from pipelines.metrics.diversity import KERNEL, scale_weights
 from pipelines.monitor.progress import follow
 from pipelines.tables.draw import draw_rows
-from pipelines.tables.images import pixels
+from pipelines.tables.images import decode_images
 
 SAMPLED_IMAGES = 2_000  # enough for the mean and standard deviation of a channel, and for PSNR, MS-SSIM and KL
 GRID_IMAGES = 8
@@ -47,7 +47,7 @@ def autoencoder(stage: Stage) -> Metrics:
     check_filled(splits)
     arguments = (stage.folder, stage.input("ingest") / "images", settings, ingested["size"], stage.seed)
     with follow(stage.folder, "autoencoder", settings.training_images(splits["train"])):
-        return compute(stage.resources, train_autoencoder, *arguments)
+        return run_on_accelerator(stage.resources, train_autoencoder, *arguments)
 
 
 def train_autoencoder(folder: Folder, table: Folder, settings: AutoencoderSettings, size: int, seed: int) -> Metrics:
@@ -61,7 +61,7 @@ def train_autoencoder(folder: Folder, table: Folder, settings: AutoencoderSettin
         train_small_network(learner, lambda batch, progress: learner.loss(batch.inputs, progress),
                             settings, reader, seed, folder)
     model.eval()
-    train, test, examples = (pixels(draw_rows(table, n, seed, ["image"], split))
+    train, test, examples = (decode_images(draw_rows(table, n, seed, ["image"], split))
                           for n, split in ((SAMPLED_IMAGES, "train"), (SAMPLED_IMAGES, "test"), (GRID_IMAGES, "test")))
     share = set_statistics(model, train, settings.batch)
     metrics = {} if settings.space == "pixel" else measure(model, test, settings.batch)

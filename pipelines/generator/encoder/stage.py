@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cluster.session import device
 from cluster.storage import Folder
-from cluster.tasks import compute
-from pipelines.data.labels import ABSENT, PRESENT, STATES, known_labels, label_states
+from cluster.tasks import run_on_accelerator
+from pipelines.data.labels import ABSENT, PRESENT, STATE_COLUMNS, label_states, present_findings
 from pipelines.data.split import check_filled
 from pipelines.generator.encoder.dino import Dino
 from pipelines.generator.encoder.vit import embed, from_timm, whole_patches
@@ -28,7 +28,7 @@ from pipelines.learning.weights import save_model
 from pipelines.metrics.embeddings import effective_rank, knn_auc
 from pipelines.monitor.progress import follow
 from pipelines.tables.draw import iterate_drawn
-from pipelines.tables.images import picture, pixels
+from pipelines.tables.images import decode_image, decode_images
 
 STATISTICS_IMAGES = 2_000  # sampled from the train split for the mean and standard deviation of its pixels
 PROBE_IMAGES = {"train": 20_000, "val": 5_000}  # sampled from each split for the effective rank and k-NN probe
@@ -42,7 +42,7 @@ def encoder(stage: Stage) -> Metrics:
     check_filled(splits)
     arguments = (stage.folder, stage.input("ingest") / "images", settings, ingested["size"], stage.seed)
     with follow(stage.folder, "encoder", settings.training_images(splits["train"])):
-        return compute(stage.resources, train_encoder, *arguments)
+        return run_on_accelerator(stage.resources, train_encoder, *arguments)
 
 
 def train_encoder(folder: Folder, table: Folder, settings: EncoderSettings, size: int, seed: int) -> Metrics:
@@ -66,7 +66,7 @@ def train_encoder(folder: Folder, table: Folder, settings: EncoderSettings, size
 
 def pixel_statistics(table: Folder, seed: int) -> tuple[float, float]:
     """Mean and standard deviation of pixels in [0, 1], over a sample of the train split."""
-    counts = sum(np.bincount(picture(image).ravel(), minlength=256)
+    counts = sum(np.bincount(decode_image(image).ravel(), minlength=256)
                  for shard in iterate_drawn(table, STATISTICS_IMAGES, seed, ["image"], "train")
                  for image in shard["image"])
     levels = np.arange(256) / 255
@@ -78,7 +78,7 @@ def probe(model: Encoder, table: Folder, batch: int, seed: int) -> Metrics:
     """Dimension and effective rank of the embeddings, and with labels the AUC of a k-NN probe."""
     (train, train_labels), (val, val_labels) = (embed_drawn(model, table, split, batch, seed) for split in PROBE_IMAGES)
     metrics: Metrics = {"dim": model.embedding_dim, "effective_rank": round(effective_rank(train), 2)}
-    labels = known_labels(train_labels)
+    labels = present_findings(train_labels)
     targets = torch.from_numpy(label_states(val_labels, labels))
     testable = [k for k in range(len(labels)) if {ABSENT, PRESENT} <= set(targets[:, k].tolist())]
     if testable:
@@ -90,7 +90,7 @@ def probe(model: Encoder, table: Folder, batch: int, seed: int) -> Metrics:
 def embed_drawn(model: Encoder, table: Folder, split: str, batch: int, seed: int) -> tuple[Tensor, pa.Table]:
     """Embeddings (N, D) and labels of a sample of a split; one shard of images is in memory at a time."""
     embeddings, labels = [], []
-    for shard in iterate_drawn(table, PROBE_IMAGES[split], seed, ["image", *STATES], split):
-        embeddings.append(embed(model, pixels(shard), batch))
-        labels.append(shard.select(STATES))
+    for shard in iterate_drawn(table, PROBE_IMAGES[split], seed, ["image", *STATE_COLUMNS], split):
+        embeddings.append(embed(model, decode_images(shard), batch))
+        labels.append(shard.select(STATE_COLUMNS))
     return torch.cat(embeddings), pa.concat_tables(labels)

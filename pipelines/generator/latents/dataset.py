@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cluster.storage import Folder
-from pipelines.data.labels import STATES, label_states
+from pipelines.data.labels import STATE_COLUMNS, label_states
 from pipelines.generator.latents.node_cache import read_cached
 from pipelines.generator.latents.spec import LatentSpec
 from pipelines.generator.settings import CONDITIONS
@@ -22,7 +22,7 @@ from pipelines.learning.prefetch import Prefetcher
 from pipelines.tables.draw import draw_rows
 from pipelines.tables.parquet import read_tensors, tensors
 
-SMALL = ("image_id", *STATES)  # columns that are not tensors
+SMALL = ("image_id", *STATE_COLUMNS)  # columns that are not tensors
 
 
 @dataclass(frozen=True)

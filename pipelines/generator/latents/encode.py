@@ -15,18 +15,18 @@ import pyarrow as pa
 from cluster.errors import UserError
 from cluster.session import Resources
 from cluster.storage import Folder
-from pipelines.data.labels import STATES
+from pipelines.data.labels import STATE_COLUMNS
 from pipelines.data.structures import is_outlined, pixel_values
 from pipelines.generator.latents.spec import write_latents, write_spec
 from pipelines.generator.settings import LatentsSettings
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import bar
-from pipelines.tables.images import picture, pixels
+from pipelines.tables.images import decode_image, decode_images
 from pipelines.tables.parquet import read_split, row_count, shard_name
 from pipelines.tables.schemas import latents_schema
 from pipelines.tables.streaming import shard_numbers, stream
 
-KEPT = ("image_id", "source", "patient_id", *STATES, "split")
+KEPT = ("image_id", "source", "patient_id", *STATE_COLUMNS, "split")
 NARROW = 0.01  # of a channel's variance: below it log-variances are not stored, only means
 ACTORS = 8  # largest number without GPUs: each holds both networks and torch
 
@@ -110,13 +110,13 @@ class ReadImages:
         index = block["shard"][0].as_py()
         columns = ["image", *KEPT, *(["mask", "structures"] if self.masks else [])]
         table = read_split(self.images, shard_name(index), columns, self.split)
-        decoded = pixels(table)
+        decoded = decode_images(table)
         flat = pa.array([image.tobytes() for image in decoded], pa.binary())
         side = pa.array([decoded.shape[-1]] * len(decoded), pa.int32())
         shard = pa.array([index] * len(decoded), pa.int32())
         kept = table.select(KEPT)
         if self.masks:
-            maps = [None if mask["bytes"].as_py() is None else picture(mask).tobytes() for mask in table["mask"]]
+            maps = [None if mask["bytes"].as_py() is None else decode_image(mask).tobytes() for mask in table["mask"]]
             kept = kept.append_column("mask", pa.array(maps, pa.binary()))
             kept = kept.append_column("structures", table["structures"])
         return kept.append_column("pixels", flat).append_column("side", side).append_column("shard", shard)

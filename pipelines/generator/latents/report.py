@@ -14,7 +14,7 @@ from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.metrics.diversity import KERNEL, scale_weights
 from pipelines.metrics.embeddings import effective_rank
 from pipelines.tables.draw import draw_rows
-from pipelines.tables.images import images_of
+from pipelines.tables.images import images_by_id
 from pipelines.tables.parquet import tensors
 
 TRAIN_IMAGES = 2_000  # sampled for the statistics
@@ -57,7 +57,7 @@ def _posteriors(mean: torch.Tensor, logvar: torch.Tensor) -> list[str]:
 def _reconstruction(run: Folder) -> tuple[float, float, int]:
     """PSNR (dB) and MS-SSIM between sampled test images and their cached latents, decoded; and their number."""
     cached = draw_rows(run / "latents", TEST_IMAGES, SEED, ["image_id", "latent_mean"], "test", None)
-    real = torch.from_numpy(images_of(run / "ingest" / "images", cached["image_id"].to_pylist())).float()
+    real = torch.from_numpy(images_by_id(run / "ingest" / "images", cached["image_id"].to_pylist())).float()
     means = torch.from_numpy(tensors(cached, "latent_mean").astype(np.float32))
     model = load_autoencoder(run / "autoencoder").to(device())
     decoded = torch.cat([decode_latents(model, means[k : k + BATCH].to(device()))

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.faults import retried
+from cluster.faults import with_retries
 from cluster.storage import Folder
 from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.tables.parquet import files, tensors
@@ -58,4 +58,4 @@ class TrainRows:
             with self.latents.filesystem.open_input_file(path) as opened:
                 return function(opened)
 
-        return retried(read, path)
+        return with_retries(read, path)

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
-from cluster.faults import retried
+from cluster.faults import with_retries
 from cluster.storage import Folder
-from pipelines.data.labels import known_labels
+from pipelines.data.labels import present_findings
 from pipelines.graph.stage import Metrics
 from pipelines.tables.parquet import split_name, tensors, write_file
 from pipelines.tables.schemas import SPLITS
@@ -85,7 +85,7 @@ def _with_sums(table: pa.Table) -> pa.Table:
     """The table with per-channel sums of its latents and its labels in the schema metadata."""
     values = tensors(table, "latent_mean").astype(np.float64) if table.num_rows else np.zeros((0, 1, 1, 1))
     sums = {"sum": values.sum((0, 2, 3)).tolist(), "squares": np.square(values).sum((0, 2, 3)).tolist(),
-            "labels": known_labels(table)}
+            "labels": present_findings(table)}
     return table.replace_schema_metadata({SUMS: json.dumps(sums).encode()})
 
 
@@ -129,6 +129,6 @@ def _footer(folder: Folder, name: str) -> tuple[int, dict[str, Any], pa.Schema]:
         with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
             return pq.read_metadata(file)
 
-    metadata = retried(read, f"{folder.uri}/{name}")
+    metadata = with_retries(read, f"{folder.uri}/{name}")
     schema = metadata.schema.to_arrow_schema()
     return metadata.num_rows, json.loads(schema.metadata[SUMS]), schema

@@ -9,19 +9,19 @@ from cluster.errors import UserError
 from cluster.storage import Folder
 from pipelines.data import convert
 from pipelines.data.phantom import render
-from pipelines.data.settings import Data
-from pipelines.tables.images import png
+from pipelines.data.settings import DataSettings
+from pipelines.tables.images import encode_png
 
 
 @pytest.fixture
 def shard(tmp_path, monkeypatch):
     """The operator over a folder of three films, and the row of the second."""
-    monkeypatch.setattr(faults, "WAITS", ())
+    monkeypatch.setattr(faults, "BACKOFF_SECONDS", ())
     for k in range(3):
-        (tmp_path / f"{k}.png").write_bytes(png(render(0, k, 48).image)["bytes"])
-    data = Data(source="folder", root=str(tmp_path), size=32)
+        (tmp_path / f"{k}.png").write_bytes(encode_png(render(0, k, 48).image)["bytes"])
+    data = DataSettings(source="folder", root=str(tmp_path), size=32)
     row = {"row": 1, "uri": f"{tmp_path}/1.png", "path": "1.png", "source": "folder", "view": None, "masks": []}
-    return convert.Convert(Folder(f"{tmp_path}/run"), data), row
+    return convert.ConvertShard(Folder(f"{tmp_path}/run"), data), row
 
 
 def test_a_film_that_can_be_read_is_kept(shard):

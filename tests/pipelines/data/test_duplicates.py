@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.deduplicate import decide
-from pipelines.data.duplicates import groups, near_pairs
-from pipelines.data.settings import Data
+from pipelines.data.duplicates import duplicate_groups, near_pairs
+from pipelines.data.settings import DataSettings
 
 
 def hashes(n: int, seed: int = 0) -> np.ndarray:
@@ -36,12 +36,12 @@ def test_groups_join_equal_contents_and_near_pictures():
     table = hashes(6)
     table[3] = flipped(table[0], 4, 1)
     ids = ["a", "b", "c", "d", "b", "e"]  # rows 1 and 4 are one file
-    found = groups(ids, table, 8)
+    found = duplicate_groups(ids, table, 8)
     assert found[0] == found[3]
     assert found[1] == found[4]
     assert len(set(found.tolist())) == 4
-    assert len(set(groups(ids, table, None).tolist())) == 5
-    assert groups([], None, 8).tolist() == []
+    assert len(set(duplicate_groups(ids, table, None).tolist())) == 5
+    assert duplicate_groups([], None, 8).tolist() == []
 
 
 def test_many_alike_cost_no_all_pairs_loop():
@@ -50,7 +50,7 @@ def test_many_alike_cost_no_all_pairs_loop():
     table[:, :2] = hashes(20_000, 1)[:, :2]
     tracemalloc.start()
     start = time.perf_counter()
-    found = groups([str(k) for k in range(20_000)], table, 10)
+    found = duplicate_groups([str(k) for k in range(20_000)], table, 10)
     assert time.perf_counter() - start < 60
     assert tracemalloc.get_traced_memory()[1] < 1 << 30
     tracemalloc.stop()
@@ -62,12 +62,12 @@ def test_of_copies_the_labelled_one_stays_and_takes_the_most_held_out_split():
     rows = [{"row": k, "uri": f"{k}", "sha256": digest, "split": split, "patient_id": f"p{k}", "phash": bytes(32),
              "labels": labels, "absent": [], "structures": []} for k, (digest, split, labels) in enumerate(
                  [("a", "test", []), ("a", "train", ["Edema"]), ("b", "val", []), ("b", "train", [])])]
-    decided = decide(pa.Table.from_pylist(rows), Data(near_duplicates=None)).to_pylist()
+    decided = decide(pa.Table.from_pylist(rows), DataSettings(near_duplicates=None)).to_pylist()
     assert [(row["row"], row["split"]) for row in decided] == [(0, None), (1, "test"), (3, None)]
 
 
 def test_of_equally_labelled_copies_the_one_with_a_mask_stays():
     rows = [{"row": k, "uri": f"{k}", "sha256": "a", "split": "train", "patient_id": f"p{k}", "phash": bytes(32),
              "labels": ["Edema"], "absent": [], "structures": outlined} for k, outlined in enumerate([[], ["heart"]])]
-    decided = decide(pa.Table.from_pylist(rows), Data(near_duplicates=None)).to_pylist()
+    decided = decide(pa.Table.from_pylist(rows), DataSettings(near_duplicates=None)).to_pylist()
     assert [(row["row"], row["split"]) for row in decided] == [(0, None)]

@@ -8,11 +8,11 @@ import pytest
 
 from cluster.storage import Folder
 from pipelines.data import sources
-from pipelines.data.findings import CHEXPERT, FINDINGS, NIH, NO_FINDING, OWN, SPELLINGS, canonical, states
+from pipelines.data.findings import CHEXPERT, FINDINGS, NIH, NO_FINDING, OWN, SPELLINGS, canonical, finding_columns
 from pipelines.data.labels import label_lines, label_report, present
 from pipelines.data.phantom import LABELS as PHANTOM
-from pipelines.data.public_set import Image, Published, Tree
-from pipelines.data.settings import Data
+from pipelines.data.public_set import ListedImage, PublicSet, Tree
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources import chexpert, kermany, medmnist, montgomery, nih_cxr14, rsna_pneumonia
 from pipelines.data.structures import STRUCTURES
 from pipelines.tables.parquet import write_shard
@@ -78,21 +78,21 @@ def test_chest_sets_of_medmnist_have_findings_and_others_keep_their_classes():
     ({"present": []}, ([], [], [])),
 ])
 def test_states_of_an_image(told, expected):
-    found = states("folder", **told)
+    found = finding_columns("folder", **told)
     assert (found["labels"], found["absent"], found["uncertain"]) == expected
 
 
-def rows_of(module, listed: list[Image], tmp_path) -> list[dict]:
+def rows_of(module, listed: list[ListedImage], tmp_path) -> list[dict]:
     """Rows of the manifest of these images, in their order."""
     for image in listed:
         (tmp_path / image.path).write_bytes(b"x")
-    source = Published(module.CARD, lambda tree, settings: listed)
+    source = PublicSet(module.CARD, lambda tree, settings: listed)
     source.name = module.SOURCE.name
-    return source.manifest(Data(source="", root=str(tmp_path)), 0).to_pylist()
+    return source.manifest(DataSettings(source="", root=str(tmp_path)), 0).to_pylist()
 
 
 def test_nih_denies_what_it_does_not_list(tmp_path):
-    [row] = rows_of(nih_cxr14, [Image("a.png", labels=["Mass", "Pleural_Thickening"])], tmp_path)
+    [row] = rows_of(nih_cxr14, [ListedImage("a.png", labels=["Mass", "Pleural_Thickening"])], tmp_path)
     assert row["labels"] == ["Mass", "Pleural Thickening"]
     assert set(row["absent"]) == {*NIH, NO_FINDING} - set(row["labels"])
 
@@ -108,7 +108,7 @@ def test_chexpert_tells_denied_from_uncertain_and_from_not_mentioned():
 
 
 def test_an_unlabelled_image_is_not_healthy(tmp_path):
-    [row] = rows_of(rsna_pneumonia, [Image("a.dcm", labelled=False)], tmp_path)
+    [row] = rows_of(rsna_pneumonia, [ListedImage("a.dcm", labelled=False)], tmp_path)
     assert (row["labels"], row["absent"], row["uncertain"]) == ([], [], [])
 
 
@@ -116,7 +116,7 @@ def test_a_cause_that_is_not_told_is_uncertain(tmp_path):
     for name in ("train/PNEUMONIA/person1_virus_6.jpeg", "train/PNEUMONIA/0001.jpeg", "train/NORMAL/IM-1-1.jpeg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    rows = kermany.SOURCE.manifest(Data(source="kermany", root=str(tmp_path)), 0).to_pylist()
+    rows = kermany.SOURCE.manifest(DataSettings(source="kermany", root=str(tmp_path)), 0).to_pylist()
     assert [(row["labels"], sorted(row["absent"]), row["uncertain"]) for row in rows] == [
         ([NO_FINDING], ["Bacterial Pneumonia", "Pneumonia", "Viral Pneumonia"], []),
         (["Pneumonia"], [NO_FINDING], ["Bacterial Pneumonia", "Viral Pneumonia"]),

@@ -196,7 +196,7 @@ def test_images_are_loaded_and_what_cannot_be_is_refused(make, tmp_path, monkeyp
     buffer = io.BytesIO()
     Image.fromarray(np.arange(1024, dtype=np.uint16).astype(np.uint8).reshape(32, 32)).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
-    monkeypatch.setattr(faults, "WAITS", ())
+    monkeypatch.setattr(faults, "BACKOFF_SECONDS", ())
     assert folder.load({"path": "a.png"}, settings).width == 32
     with pytest.raises(Refused):
         folder.load({"path": "b.png"}, settings)

@@ -11,7 +11,7 @@ from cluster import s3
 from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.data import identifiers, split
-from pipelines.data.identifiers import FILE, Salt, hide, hide_row, salt_of, unite
+from pipelines.data.identifiers import FILE, Salt, pseudonymise, pseudonymise_row, salt_of, unite
 from pipelines.data.manifest import write_manifest
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
@@ -84,9 +84,9 @@ def test_a_damaged_salt_is_no_salt(tmp_path):
 
 def test_identifiers_are_hashed_and_the_split_does_not_depend_on_the_salt(tmp_path, monkeypatch):
     settings = load_settings().data
-    plain = split.assign(hide(people(100), salt_of(Folder(str(tmp_path)))), settings)
+    plain = split.assign(pseudonymise(people(100), salt_of(Folder(str(tmp_path)))), settings)
     monkeypatch.setenv("RAYOGRAPH_SALT", "a secret of our own")
-    own = split.assign(hide(people(100), salt_of(Folder(str(tmp_path)))), settings)
+    own = split.assign(pseudonymise(people(100), salt_of(Folder(str(tmp_path)))), settings)
     assert plain["split"].equals(own["split"])
     assert not set(plain["patient_id"].to_pylist()) & set(own["patient_id"].to_pylist())
     for table in (plain, own):
@@ -101,7 +101,7 @@ def test_identifiers_are_hashed_and_the_split_does_not_depend_on_the_salt(tmp_pa
 @pytest.mark.parametrize("secret", ["one", "another"])
 def test_a_patient_of_several_identifiers_is_one_whose_place_does_not_depend_on_the_salt(secret):
     known = [("K0", "P0"), ("P0", None), ("K1", "P1"), ("K2", "P0"), ("K3", None)]
-    rows = [hide_row({"patient_id": patient, "study_id": None, "alias": alias}, Salt(secret))
+    rows = [pseudonymise_row({"patient_id": patient, "study_id": None, "alias": alias}, Salt(secret))
             for patient, alias in known]
     table = unite(pa.Table.from_pylist(rows, schema=HASHED_MANIFEST))
     one, two, three, four, five = table["patient_id"].to_pylist()
@@ -120,12 +120,12 @@ def test_a_record_number_cannot_be_found_by_trying_all_under_the_salt_of_the_cod
 
 
 def test_the_fingerprint_tells_salts_apart_and_holds_none(tmp_path, monkeypatch):
-    ours = identifiers.which_salt()
+    ours = identifiers.salt_fingerprint()
     salt_of(Folder(str(tmp_path)))
-    assert identifiers.which_salt() == ours, "nothing is done again because a salt was made"
+    assert identifiers.salt_fingerprint() == ours, "nothing is done again because a salt was made"
     monkeypatch.setenv("RAYOGRAPH_SALT", "a secret of our own")
-    assert identifiers.which_salt() != ours
-    assert len(identifiers.which_salt()) == 4
+    assert identifiers.salt_fingerprint() != ours
+    assert len(identifiers.salt_fingerprint()) == 4
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pipelines.data.split import check_filled
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage
-from pipelines.tables.images import pixels
+from pipelines.tables.images import decode_images
 from pipelines.tables.parquet import read_columns, read_shard
 from pipelines.tables.schemas import HASHED_MANIFEST
 
@@ -121,7 +121,7 @@ def test_a_bad_image_costs_one_row_of_quarantine(xrays, settings):
                for row in whole(stage.folder / "quarantine").to_pylist())
     assert all(row["split"] == name.split("/")[0] for name, row in found.items())
     assert {(row["width"], row["height"]) for row in found.values()} == {(36, 40)}
-    assert pixels(whole(stage.folder / "images")).shape == (24, 1, 32, 32)
+    assert decode_images(whole(stage.folder / "images")).shape == (24, 1, 32, 32)
     assert len({row["image_id"] for row in found.values()}) == 24
 
 
@@ -345,6 +345,6 @@ def test_hugging_face_datasets_opens_the_shards(xrays, settings, tmp_path):
     assert data.num_rows == 24
     assert isinstance(data.features["image"], datasets.Image)
     np.testing.assert_array_equal(np.stack([np.asarray(image) for image in data["image"]])[:, None],
-                                  pixels(whole(stage.folder / "images")))
+                                  decode_images(whole(stage.folder / "images")))
     assert data[0]["labels"] == []
     assert data[0]["split"] in ("train", "val", "test")

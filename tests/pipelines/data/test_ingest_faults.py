@@ -13,7 +13,7 @@ import pytest
 
 from cluster.storage import Folder
 from pipelines.data.phantom import render
-from pipelines.tables.images import png
+from pipelines.tables.images import encode_png
 from pipelines.tables.parquet import read_columns
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -36,7 +36,7 @@ Image.open = open_or_die
 
 
 def films() -> dict[str, bytes]:
-    return {f"{('train', 'val', 'test')[k % 3]}/{k:03d}.png": png(render(0, k, 48).image)["bytes"]
+    return {f"{('train', 'val', 'test')[k % 3]}/{k:03d}.png": encode_png(render(0, k, 48).image)["bytes"]
             for k in range(FILMS)}
 
 

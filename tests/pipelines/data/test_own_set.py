@@ -11,8 +11,8 @@ from cluster import faults
 from cluster.errors import SetMistake, UserError
 from cluster.storage import Folder
 from pipelines.data import manifest
-from pipelines.data.convert import Convert
-from pipelines.data.identifiers import Salt, hide_row, unite
+from pipelines.data.convert import ConvertShard
+from pipelines.data.identifiers import Salt, pseudonymise_row, unite
 from pipelines.data.image.picture import Refused
 from pipelines.data.listing import list_images, listing_hash, present_uri
 from pipelines.data.manifest import write_manifest
@@ -152,7 +152,7 @@ def test_rows_of_one_image_that_contradict_are_told(own, old, new, match):
 ])
 def test_results_excuse_raw_data_that_are_away_and_no_mistake_in_a_list(
         own, tmp_path, monkeypatch, capsys, data, wrong, match):
-    monkeypatch.setattr(manifest, "apart", lambda function, *args: function(*args))
+    monkeypatch.setattr(manifest, "run_in_subprocess", lambda function, *args: function(*args))
 
     def plan():
         manifest_source._described.cache_clear()
@@ -184,7 +184,7 @@ pictures/nobody/12.png,
 @pytest.fixture
 def listed_at_once(own, tmp_path, monkeypatch):
     """Settings of a list of which an image and a mask lie in a folder that is not there; nothing is waited for."""
-    monkeypatch.setattr(faults, "WAITS", ())
+    monkeypatch.setattr(faults, "BACKOFF_SECONDS", ())
     return own("table: films.csv\n", HERE_AND_THERE.format(tmp_path))
 
 
@@ -269,7 +269,7 @@ def test_a_moved_list_changes_nothing(tmp_path, file):
     there = here.rename(tmp_path / "there")
     moved = load_settings("data=manifest", f"data.root={there}/{file}", "data.size=32").data
     assert listing_hash(list_images(moved, 0)) == listing_hash(listed)
-    convert = Convert(Folder(str(tmp_path / "ingest")), moved)
+    convert = ConvertShard(Folder(str(tmp_path / "ingest")), moved)
     rows = convert.rows(0)
     assert [row["uri"] for row in rows] == [f"{there}/pictures/{k}.png" for k in "abc"]
     assert [convert.one(row)["structures"] for row in rows] == [("mask",)] * 3
@@ -311,7 +311,7 @@ split: Part
 @pytest.fixture(params=["manifest", "mix"])
 def looked(request, archive, monkeypatch):
     """The hash of a list and its description, each in a folder of its own beside the same DICOM files."""
-    monkeypatch.setattr(manifest, "apart", lambda function, *args: function(*args))
+    monkeypatch.setattr(manifest, "run_in_subprocess", lambda function, *args: function(*args))
 
     def look(name, films=LIST, description=KEYED):
         (archive / name).mkdir()
@@ -319,7 +319,7 @@ def looked(request, archive, monkeypatch):
         (archive / name / "set.yaml").write_text(description)
         root = f"{archive}/{name}/set.yaml"
         chosen = {"manifest": f"data.root={root}", "mix": f"data.sets={{ours: {{source: manifest, root: {root}}}}}"}
-        return manifest.look(load_settings(f"data={request.param}", chosen[request.param]).data, 0)
+        return manifest.list_and_hash(load_settings(f"data={request.param}", chosen[request.param]).data, 0)
 
     return look
 
@@ -362,7 +362,8 @@ def test_films_and_rows_that_find_no_other_are_counted(archive, capsys, data):
     (archive / "list.csv").write_text(films)
     (archive / "set.yaml").write_text((archive / "set.yaml").read_text().replace("split: Part\n", ""))
     settings = load_settings(*data.format(archive).split()).data
-    rows = pa.Table.from_pylist([hide_row(row, Salt(SALT)) for row in described(settings)], schema=HASHED_MANIFEST)
+    rows = pa.Table.from_pylist([pseudonymise_row(row, Salt(SALT)) for row in described(settings)],
+                                schema=HASHED_MANIFEST)
     assert [row["labels"] for row in rows.to_pylist()] == [["Edema"], ["Mass"], ["Mass"], ["Mass"], [], []]
     check_described(rows, settings)
     assert "4 of 6 films have a row; 1 of 5 rows name no film" in capsys.readouterr().err
@@ -370,7 +371,8 @@ def test_films_and_rows_that_find_no_other_are_counted(archive, capsys, data):
     (archive / "set.yaml").write_text((archive / "set.yaml").read_text().replace("list.csv", "none.csv"))
     manifest_source._described.cache_clear()
     manifest_source._by_key.cache_clear()
-    rows = pa.Table.from_pylist([hide_row(row, Salt(SALT)) for row in described(settings)], schema=HASHED_MANIFEST)
+    rows = pa.Table.from_pylist([pseudonymise_row(row, Salt(SALT)) for row in described(settings)],
+                                schema=HASHED_MANIFEST)
     with pytest.raises(ValueError, match=r"none\.csv: none of the 6 films in .*pacs has a row; column 'Acc' must hold"):
         check_described(rows, settings)
 
@@ -389,7 +391,7 @@ def test_numbers_of_a_data_frame_are_the_same_identifiers(tmp_path, film):
 
 def patients_of(settings):
     """Patients of the films as ingest hashes and unites them, by path."""
-    rows = [hide_row(row, Salt(SALT)) for row in described(settings)]
+    rows = [pseudonymise_row(row, Salt(SALT)) for row in described(settings)]
     table = unite(pa.Table.from_pylist(rows, schema=HASHED_MANIFEST))
     assert len(set(table["patient_id"].to_pylist())) == len(set(zip(
         table["patient_id"].to_pylist(), table["bucket"].to_pylist(), strict=True)))

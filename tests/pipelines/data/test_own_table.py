@@ -111,7 +111,7 @@ def test_nothing_is_remarked_on_a_table_of_the_vocabulary(rows, capsys):
 
 def test_a_fault_of_the_storage_is_told_where_a_table_is_read(tmp_path, monkeypatch):
     (tmp_path / "t.csv").write_text("a\n1\n")
-    monkeypatch.setattr(faults, "WAITS", ())
+    monkeypatch.setattr(faults, "BACKOFF_SECONDS", ())
 
     def broken(folder, name):
         raise OSError(errno.EIO, "Input/output error")

@@ -7,7 +7,7 @@ import pytest
 import pipelines
 from pipelines.data.listing import list_images
 from pipelines.data.public_set import Tree, read_csv
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources import find_source, nih_cxr14
 from pipelines.graph.compose import load_settings
 
@@ -39,7 +39,7 @@ def nih(tmp_path):
 
 
 def test_nih_chest_xray14(nih):
-    rows = nih_cxr14.SOURCE.manifest(Data(root=str(nih)), 0).to_pylist()
+    rows = nih_cxr14.SOURCE.manifest(DataSettings(root=str(nih)), 0).to_pylist()
     assert [(r["path"], r["patient_id"], r["study_id"], r["view"], r["labels"], r["split"]) for r in rows] == [
         ("images_001/images/00000001_000.png", "1", "1-0", "PA", ["Cardiomegaly"], "train"),
         ("images_001/images/00000001_001.png", "1", "1-1", "AP", ["Cardiomegaly", "Emphysema"], "train"),
@@ -52,19 +52,19 @@ def test_nih_chest_xray14(nih):
 def test_what_is_missing_is_named_with_where_it_is_given_out(nih, gone):
     (nih / gone).rename(nih.parent / gone)
     with pytest.raises(ValueError, match=r"NIH ChestX-ray14.*nihcc") as missing:
-        nih_cxr14.SOURCE.manifest(Data(root=str(nih)), 0)
+        nih_cxr14.SOURCE.manifest(DataSettings(root=str(nih)), 0)
     assert ("image" if gone == "images_001" else gone) in str(missing.value)
 
 
 def test_a_missing_column_is_named(nih):
     (nih / "Data_Entry_2017.csv").write_text("Image Index,Finding Labels\n00000001_000.png,Hernia\n")
     with pytest.raises(ValueError, match=r"Data_Entry_2017\.csv has no column 'Patient ID'"):
-        nih_cxr14.SOURCE.manifest(Data(root=str(nih)), 0)
+        nih_cxr14.SOURCE.manifest(DataSettings(root=str(nih)), 0)
 
 
 def test_a_draw_is_the_same_whatever_else_there_is(nih):
     def draw(images):
-        return list_images(Data(source="nih_cxr14", root=str(nih), images=images), 0)["path"].to_pylist()
+        return list_images(DataSettings(source="nih_cxr14", root=str(nih), images=images), 0)["path"].to_pylist()
 
     drawn = draw(2)
     assert len(drawn) == 2

@@ -8,9 +8,9 @@ import json
 
 import pytest
 
-from pipelines.data.findings import CHEXPERT, states
-from pipelines.data.public_set import TRAIN_ONLY, Mask, Tree
-from pipelines.data.settings import Data
+from pipelines.data.findings import CHEXPERT, finding_columns
+from pipelines.data.public_set import TRAIN_ONLY, ListedMask, Tree
+from pipelines.data.settings import DataSettings
 
 NAMES = ("chexpert", "mimic_cxr_jpg", "mimic_cxr", "padchest", "bimcv_covid19", "vindr_cxr", "vindr_pcxr", "brax",
          "rsna_pneumonia", "siim_acr")
@@ -39,13 +39,13 @@ def read(tmp_path):
 
     def images(name, below="."):
         module = importlib.import_module(f"pipelines.data.sources.{name}")
-        settings = Data(source=name, root=str(tmp_path / below))
+        settings = DataSettings(source=name, root=str(tmp_path / below))
         found = list(module.images(Tree(settings.root, module.CARD), settings))
         assert len({image.path for image in found}) == len(found), "an image is told once"
         assert [(row["path"], row["patient_id"], row["study_id"], row["view"], row["labels"], row["split"])
                 for row in module.SOURCE.manifest(settings, 0).to_pylist()] == sorted(
-            (image.path, image.patient or image.path, image.study, image.view, states(name, image.labels)["labels"],
-             image.split)
+            (image.path, image.patient or image.path, image.study, image.view,
+             finding_columns(name, image.labels)["labels"], image.split)
             for image in found if (tmp_path / below / image.path).exists())
         return {image.path: image for image in found}
 
@@ -432,10 +432,10 @@ def test_siim_acr(put, read):
     found = read("siim_acr")
     assert {path: (*told(image), image.masks) for path, image in found.items()} == {
         path(one): (one[0], one[0], None, ["Pneumothorax"], [], "train", (
-            Mask("pneumothorax", rle="407576 2 1021 7"),)),
-        path(none): (none[0], none[0], None, [], [], "train", (Mask("pneumothorax", rle=""),)),
+            ListedMask("pneumothorax", rle="407576 2 1021 7"),)),
+        path(none): (none[0], none[0], None, [], [], "train", (ListedMask("pneumothorax", rle=""),)),
         path(two): (two[0], two[0], None, ["Pneumothorax"], [], "train", (
-            Mask("pneumothorax", rle="18 3"), Mask("pneumothorax", rle="500000 1 1022 2"))),
+            ListedMask("pneumothorax", rle="18 3"), ListedMask("pneumothorax", rle="500000 1 1022 2"))),
         path(late, "dicom-images-test"): (late[0], late[0], None, [], [], TRAIN_ONLY, ()),
         "stage_2_images/ID_0011fe81e.dcm": (None, None, None, [], [], TRAIN_ONLY, ()),
     }
@@ -443,7 +443,7 @@ def test_siim_acr(put, read):
                                       {"ImageId": late[1], "EncodedPixels": "7 3"})})
     found = read("siim_acr")
     assert found[path(late, "dicom-images-test")].split == "test"
-    assert found[path(late, "dicom-images-test")].masks == (Mask("pneumothorax", rle="7 3"),)
+    assert found[path(late, "dicom-images-test")].masks == (ListedMask("pneumothorax", rle="7 3"),)
     assert found[path(one)].labels == []
 
 
@@ -454,7 +454,7 @@ def test_siim_acr(put, read):
 def test_an_empty_folder_is_told_with_the_owner(tmp_path, name):
     module = importlib.import_module(f"pipelines.data.sources.{name}")
     with pytest.raises(ValueError, match=r"holds no .*csv|holds no .*tsv") as error:
-        module.SOURCE.manifest(Data(source=name, root=str(tmp_path)), 0)
+        module.SOURCE.manifest(DataSettings(source=name, root=str(tmp_path)), 0)
     for part in (str(tmp_path), module.CARD.title, module.CARD.where):
         assert part in str(error.value)
 
@@ -463,7 +463,7 @@ def test_an_empty_folder_is_told_with_the_owner(tmp_path, name):
 def test_no_root_is_told_with_what_to_sign(name):
     module = importlib.import_module(f"pipelines.data.sources.{name}")
     with pytest.raises(ValueError, match=r"data\.root") as error:
-        module.SOURCE.manifest(Data(source=name), 0)
+        module.SOURCE.manifest(DataSettings(source=name), 0)
     assert module.CARD.sign in str(error.value)
 
 

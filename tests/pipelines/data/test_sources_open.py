@@ -15,7 +15,7 @@ from cluster.errors import UserError
 from cluster.storage import Folder
 from pipelines.data.image.picture import Refused
 from pipelines.data.public_set import Tree
-from pipelines.data.settings import Data
+from pipelines.data.settings import DataSettings
 from pipelines.data.sources import (
     covidx_cxr4,
     dicom,
@@ -42,7 +42,7 @@ def fill(tmp_path):
         for path, content in {**dict.fromkeys(paths, b"xx"), **contents.pop("files", {})}.items():
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).write_bytes(content.encode() if isinstance(content, str) else content)
-        return Data(source="", root=str(tmp_path), **contents)
+        return DataSettings(source="", root=str(tmp_path), **contents)
 
     return write
 
@@ -85,13 +85,13 @@ def test_an_empty_folder_names_what_is_missing(module, fill, monkeypatch):
 
 def test_a_list_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"list\.csv.*CSV, TSV or Parquet"):
-        manifest.SOURCE.manifest(Data(source="manifest", root=str(tmp_path / "list.csv")), 0)
+        manifest.SOURCE.manifest(DataSettings(source="manifest", root=str(tmp_path / "list.csv")), 0)
 
 
 @pytest.mark.parametrize("module", [*TREES, huggingface, manifest])
 def test_no_root_is_told(module):
     with pytest.raises(ValueError, match=r"data\.root"):
-        module.SOURCE.manifest(Data(source=""), 0)
+        module.SOURCE.manifest(DataSettings(source=""), 0)
 
 
 @pytest.mark.parametrize("module", [*TREES, huggingface, manifest, medmnist])
@@ -158,7 +158,7 @@ def test_kermany_of_mendeley(fill):
 
 
 def test_kermany_as_it_is_here(real_data):
-    found = described(kermany, Data(source="kermany", root=str(real_data("kermany"))))
+    found = described(kermany, DataSettings(source="kermany", root=str(real_data("kermany"))))
     count = {name: sum(row[4] == name for row in found.values()) for name in ("train", "val", "test")}
     assert count == {"train": 4421, "val": 308, "test": 503}
     splits = {}
@@ -200,7 +200,7 @@ def test_jsrt_tells_a_missing_table_or_column(fill):
 
 
 def test_jsrt_as_it_is_here(real_data):
-    found = described(jsrt, Data(source="jsrt", root=str(real_data("jsrt"))))
+    found = described(jsrt, DataSettings(source="jsrt", root=str(real_data("jsrt"))))
     assert len(found) == 186
     assert sum(row[3] == ["nodule"] for row in found.values()) == 116
     assert sum(row[3] == ["normal"] for row in found.values()) == 70
@@ -259,7 +259,7 @@ def test_kvasir_seg(fill):
 
 
 def test_kvasir_seg_as_it_is_here(real_data):
-    found = described(kvasir_seg, Data(source="kvasir_seg", root=str(real_data("kvasir-seg"))))
+    found = described(kvasir_seg, DataSettings(source="kvasir_seg", root=str(real_data("kvasir-seg"))))
     assert [sum(row[4] == split for row in found.values()) for split in ("train", "val")] == [800, 100]
     assert found["validation/images/0.jpg"] == (None, None, None, ["polyp"], "val",
                                                 {"polyp": "validation/masks/0.jpg"})
@@ -285,7 +285,7 @@ def npz(tmp_path):
         arrays = {f"{split}_{kind}": array for split in medmnist.SPLITS
                   for kind, array in (("images", pixels), ("labels", np.array(labels, np.uint8)))}
         np.savez_compressed(tmp_path / f"{name}.npz", **arrays)
-        return Data(source="medmnist", root=str(tmp_path), **values)
+        return DataSettings(source="medmnist", root=str(tmp_path), **values)
 
     return write
 
@@ -384,7 +384,7 @@ def test_huggingface_with_classes(fill, tmp_path):
 
 
 def test_huggingface_tells_a_corrupt_row_group_from_a_fault_of_the_storage(fill, monkeypatch):
-    monkeypatch.setattr(faults, "WAITS", ())
+    monkeypatch.setattr(faults, "BACKOFF_SECONDS", ())
     content = bytearray(parquet({}, rows=4))
     images = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(0).column(0)
     page = images.dictionary_page_offset or images.data_page_offset
@@ -464,11 +464,11 @@ def test_huggingface_tells_what_is_no_image_set(fill):
 
 
 def test_huggingface_roots(tmp_path):
-    assert huggingface._root(Data(source="", root="owner/name")) == "hf://datasets/owner/name"
-    assert huggingface._root(Data(source="", root=f"{tmp_path}/")) == str(tmp_path)
-    assert huggingface._root(Data(source="", root="s3://bucket/set/")) == "s3://bucket/set"
+    assert huggingface._root(DataSettings(source="", root="owner/name")) == "hf://datasets/owner/name"
+    assert huggingface._root(DataSettings(source="", root=f"{tmp_path}/")) == str(tmp_path)
+    assert huggingface._root(DataSettings(source="", root="s3://bucket/set/")) == "s3://bucket/set"
     with pytest.raises(ValueError, match="no folder"):
-        huggingface._root(Data(source="", root="/nowhere/at/all"))
+        huggingface._root(DataSettings(source="", root="/nowhere/at/all"))
 
 
 def test_huggingface_tells_a_hub_that_cannot_be_reached(monkeypatch):
@@ -479,7 +479,7 @@ def test_huggingface_tells_a_hub_that_cannot_be_reached(monkeypatch):
 
     monkeypatch.setattr(huggingface, "Tree", Unreachable)
     with pytest.raises(ValueError, match=r"owner/name.*huggingface\.co/datasets.*no such host"):
-        huggingface.SOURCE.manifest(Data(source="", root="owner/name"), 0)
+        huggingface.SOURCE.manifest(DataSettings(source="", root="owner/name"), 0)
 
 
 def header(**tags) -> bytes:
@@ -511,7 +511,7 @@ def test_dicom(fill):
 
 def test_dicom_as_it_is_here(real_data):
     root = real_data("dicom")
-    found = described(dicom, Data(source="dicom", root=str(root)))
+    found = described(dicom, DataSettings(source="dicom", root=str(root)))
     assert set(found) == {path.name for path in root.iterdir()}
     films = [row for path, row in found.items() if path.startswith("RG1_")]
     assert len(films) == 4
@@ -537,7 +537,7 @@ def test_manifest_of_csv(fill, tmp_path, monkeypatch):
     assert loaded.width == 32
     assert np.array_equal(loaded.mask > 0, loaded.image > 127)
     assert loaded.structures == ("mask",)
-    monkeypatch.setattr(faults, "WAITS", ())
+    monkeypatch.setattr(faults, "BACKOFF_SECONDS", ())
     with pytest.raises(faults.StorageUnavailable):
         manifest.SOURCE.load({"path": "/far/b.png"}, settings)
 

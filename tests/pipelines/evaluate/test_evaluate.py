@@ -21,7 +21,7 @@ from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.graph.plan import Plan
 from pipelines.learning.weights import save_model
 from pipelines.report import plots
-from pipelines.tables.images import images_of, png
+from pipelines.tables.images import encode_png, images_by_id
 from pipelines.tables.parquet import write_shard
 from pipelines.tables.schemas import CORPUS, IMAGES
 
@@ -37,7 +37,7 @@ def draw(n: int, seed: int) -> np.ndarray:
 
 
 def rows(images: np.ndarray, name: str, **values) -> list[dict]:
-    return [{"image_id": f"{name}{k}", "image": png(image), **values} for k, image in enumerate(images)]
+    return [{"image_id": f"{name}{k}", "image": encode_png(image), **values} for k, image in enumerate(images)]
 
 
 def write_latents(folder: Folder, model: Encoder, splits: dict[str, np.ndarray]) -> None:
@@ -57,7 +57,7 @@ TRAIN, TEST, FRESH = draw(120, 0), draw(60, 1), draw(60, 2)
 @pytest.fixture
 def measure(tiny, monkeypatch):
     """Run the stage in this process on a corpus; returns its metrics and its folder."""
-    monkeypatch.setattr(evaluate, "compute", lambda resources, function, *arguments: function(*arguments))
+    monkeypatch.setattr(evaluate, "run_on_accelerator", lambda resources, function, *arguments: function(*arguments))
 
     def run(corpus: np.ndarray, *overrides: str, test: np.ndarray = TEST):
         settings = tiny(*overrides)
@@ -140,7 +140,7 @@ def test_features_follow_the_ids_of_their_images(measure, tmp_path):
     run = Folder(folder.uri.removesuffix("/evaluate"))
     model, table = load_encoder(run / "encoder"), run / "ingest" / "images"
     features = EmbeddingTable(run / "latents", "train").draw(20, 0)
-    images = images_of(table, features.ids)
+    images = images_by_id(table, features.ids)
     assert np.array_equal(images[:, 0], [TRAIN[int(name.removeprefix("train"))] for name in features.ids])
     assert torch.allclose(features.embeddings, embed(model, images, 32), atol=0.02)
     fresh = extract(model, table, Folder(f"{tmp_path}/embedded")).draw(len(TRAIN) + len(TEST), 0, by=None)
@@ -162,7 +162,7 @@ def test_a_draw_holds_every_source_in_its_share_and_in_random_order(measure):
 def test_one_image_may_be_asked_for_twice(measure):
     _, folder = measure(FRESH)
     table = Folder(folder.uri.removesuffix("/evaluate")) / "sample" / "corpus"
-    assert np.array_equal(images_of(table, ["made3", "made1", "made3"])[:, 0], FRESH[[3, 1, 3]])
+    assert np.array_equal(images_by_id(table, ["made3", "made1", "made3"])[:, 0], FRESH[[3, 1, 3]])
 
 
 @pytest.mark.parametrize("side", [32, 512])

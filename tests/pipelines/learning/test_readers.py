@@ -14,7 +14,7 @@ from cluster.storage import Folder
 from pipelines.learning import readers
 from pipelines.learning.order import Order
 from pipelines.learning.readers import ArrayReader, ImageReader
-from pipelines.tables.images import png
+from pipelines.tables.images import encode_png
 from pipelines.tables.parquet import shard_name, write_shard
 from pipelines.tables.schemas import IMAGE
 
@@ -29,7 +29,7 @@ def write(folder: Folder, first: int, sizes: list[int]) -> Folder:
         if size:
             numbers.insert(1, 255)
             splits.insert(1, "val")
-        images = pa.array([png(np.full((SIDE, SIDE), number, np.uint8)) for number in numbers], IMAGE)
+        images = pa.array([encode_png(np.full((SIDE, SIDE), number, np.uint8)) for number in numbers], IMAGE)
         write_shard(folder, index, pa.table({"image": images, "split": pa.array(splits, pa.string())}))
         first += size
     return folder
@@ -103,7 +103,7 @@ print(reader.n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_memory_does_not_grow_with_the_number_of_shards(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (32, 64, 64), np.uint8)
     one = Folder(f"{tmp_path}/one")
-    write_shard(one, 0, pa.table({"image": [png(image) for image in noise], "split": ["train"] * len(noise)}))
+    write_shard(one, 0, pa.table({"image": [encode_png(image) for image in noise], "split": ["train"] * len(noise)}))
     peaks = {}
     for shards in (64, 512):  # 8 and 64 MiB of decoded images, and as much of encoded ones
         folder = tmp_path / str(shards)

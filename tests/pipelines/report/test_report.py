@@ -16,12 +16,12 @@ from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage, run_folder
 from pipelines.report.report import report
 from pipelines.report.summary import summary
-from pipelines.tables.images import png
+from pipelines.tables.images import encode_png
 from pipelines.tables.parquet import write_shard
 from pipelines.tables.schemas import CORPUS, IMAGES, QUARANTINE
 
 HOSTILE = "<script>alert('x')</script>"
-PICTURE = png(np.full((8, 8), 90, np.uint8))["bytes"]
+PICTURE = encode_png(np.full((8, 8), 90, np.uint8))["bytes"]
 METRICS = {
     "ingest": {"images": 6, "quarantined": 1, "patients": 5, "splits": {"train": 4, "test": 2},
                "labels": {HOSTILE: 3}, "label_report": {"nih_cxr14": {"images": 6, "findings": {
@@ -70,12 +70,12 @@ def whole(stage) -> Stage:
     """The report stage of a run whose every other stage is done."""
     for name, metrics in METRICS.items():
         write_stage(stage, name, metrics)
-    images = [{"image_id": f"i{k}", "image": png(np.full((16, 16), 20 * k, np.uint8)),
+    images = [{"image_id": f"i{k}", "image": encode_png(np.full((16, 16), 20 * k, np.uint8)),
                "split": "test" if k < 2 else "train"} for k in range(6)]
     write_shard(stage.input("ingest") / "images", 0, pa.Table.from_pylist(images, schema=IMAGES))
     refused = [{"uri": f"/data/{HOSTILE}.png", "stage": "ingest", "reason": "unreadable", "detail": "cut <b>off</b>"}]
     write_shard(stage.input("ingest") / "quarantine", 0, pa.Table.from_pylist(refused, schema=QUARANTINE))
-    corpus = [{"image_id": f"s{k}", "image": png(np.full((16, 16), 30 * k, np.uint8))} for k in range(3)]
+    corpus = [{"image_id": f"s{k}", "image": encode_png(np.full((16, 16), 30 * k, np.uint8))} for k in range(3)]
     write_shard(stage.input("sample") / "corpus", 0, pa.Table.from_pylist(corpus, schema=CORPUS))
     for name in ("autoencoder", "encoder", "train"):
         entries = [{"images": 64 * k, "images_per_second": 70.0 + k, "loss": 1 / k} for k in range(1, 5)]

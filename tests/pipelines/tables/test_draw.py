@@ -8,7 +8,7 @@ import pytest
 
 from cluster.storage import Folder
 from pipelines.tables import draw
-from pipelines.tables.images import images_of, png
+from pipelines.tables.images import encode_png, images_by_id
 from pipelines.tables.parquet import write_shard
 
 SIZES = {"large": 300, "medium": 90, "rare": 3}
@@ -17,7 +17,7 @@ SIZES = {"large": 300, "medium": 90, "rare": 3}
 def rows() -> list[dict]:
     """Images of three sources one after the other, every third one of the test split; the picture shows the number."""
     sources = [source for source, n in SIZES.items() for _ in range(n)]
-    return [{"image_id": f"i{k}", "image": png(np.full((2, 2), k % 256, np.uint8)), "source": source,
+    return [{"image_id": f"i{k}", "image": encode_png(np.full((2, 2), k % 256, np.uint8)), "source": source,
              "split": "test" if k % 3 == 0 else "train"} for k, source in enumerate(sources)]
 
 
@@ -82,4 +82,4 @@ def test_few_shards_of_many_are_read_whatever_their_number(tmp_path, monkeypatch
 @pytest.mark.parametrize("ids", [["i3", "i1", "i3"], ["i392"], [f"i{k}" for k in range(100, 0, -1)]])
 def test_images_come_in_the_order_of_their_ids(tmp_path, ids):
     folder = write(Folder(str(tmp_path)), rows(), 50)
-    assert images_of(folder, ids)[:, 0, 0, 0].tolist() == [int(name[1:]) % 256 for name in ids]
+    assert images_by_id(folder, ids)[:, 0, 0, 0].tolist() == [int(name[1:]) % 256 for name in ids]

@@ -84,8 +84,8 @@ def test_labels_that_are_not_asked_for_are_left_out():
 def test_png_and_pixels_are_inverse():
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16), np.uint8)
     table = pa.table({"image": [images.png(image) for image in pictures]})
-    np.testing.assert_array_equal(images.pixels(table), pictures[:, None])
-    assert images.pixels(table.slice(0, 0)).shape[0] == 0
+    np.testing.assert_array_equal(images.decode_images(table), pictures[:, None])
+    assert images.decode_images(table.slice(0, 0)).shape[0] == 0
     assert Image.open(io.BytesIO(images.png(pictures[0])["bytes"])).mode == "L"
 
 

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from pipelines.data.image.clean import erase_text, looks_frontal, perceptual_hash, picture_box
 from pipelines.data.image.decode import decode
-from pipelines.data.image.picture import Picture, Refused
+from pipelines.data.image.picture import GrayImage, Refused
 from pipelines.data.phantom import render
 from pipelines.graph.compose import load_settings
 
@@ -18,8 +18,8 @@ def settings(*overrides):
     return load_settings("data.size=64", *overrides).data
 
 
-def picture(pixels: np.ndarray) -> Picture:
-    return Picture(Image.fromarray(pixels), pixels.shape[1], pixels.shape[0], "none")
+def picture(pixels: np.ndarray) -> GrayImage:
+    return GrayImage(Image.fromarray(pixels), pixels.shape[1], pixels.shape[0], "none")
 
 
 def thorax(index: int = 0, size: int = SIDE) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_views_without_a_name_are_judged_by_the_picture():
 
 def test_real_frontal_films_look_frontal(real_data):
     films = sorted(real_data("jsrt").glob("images/*"))[:60]
-    seen = [looks_frontal(Picture(image := Image.open(film).convert("L"), *image.size, "none")) for film in films]
+    seen = [looks_frontal(GrayImage(image := Image.open(film).convert("L"), *image.size, "none")) for film in films]
     assert np.mean(seen) >= 0.98
 
 

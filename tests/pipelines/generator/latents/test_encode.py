@@ -13,7 +13,7 @@ from pipelines.generator.latents.spec import read_latent_spec, write_latents, wr
 from pipelines.generator.settings import CONDITIONS
 from pipelines.graph.plan import Plan
 from pipelines.graph.stage import Stage
-from pipelines.tables.images import png
+from pipelines.tables.images import encode_png
 from pipelines.tables.parquet import read_columns, read_tensors, write_shard
 from pipelines.tables.schemas import IMAGES, latents_schema
 
@@ -129,7 +129,7 @@ def test_patch_features_and_masks_are_kept_where_asked_for(networks):
     mask = np.zeros((32, 32), np.uint8)
     mask[:16] = STRUCTURES["heart"]
     blank = dict.fromkeys(IMAGES.names)
-    rows = [blank | {"image_id": f"id{k}", "image": png(image), "mask": png(mask) if k else None,
+    rows = [blank | {"image_id": f"id{k}", "image": encode_png(image), "mask": encode_png(mask) if k else None,
                      "structures": ["heart"] if k else None, "labels": ["Edema"], "absent": ["Mass"],
                      "split": "train"} for k, image in enumerate(images)]
     write_shard(networks / "images", 0, pa.Table.from_pylist(rows, schema=IMAGES))

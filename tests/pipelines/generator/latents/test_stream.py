@@ -20,7 +20,7 @@ from pipelines.generator.latents.stream import StreamReader, locate
 from pipelines.generator.settings import AutoencoderSettings, LatentsSettings
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.learning.weights import save_model
-from pipelines.tables.images import png
+from pipelines.tables.images import encode_png
 from pipelines.tables.parquet import shard_name, write_shard
 from pipelines.tables.schemas import IMAGES
 
@@ -39,7 +39,7 @@ def plan(tmp_path_factory) -> StreamPlan:
                                                                  "num_heads": 2}))
     blank = dict.fromkeys(IMAGES.names)
     for shard in range(SHARDS):
-        rows = [blank | {"image_id": f"{shard}-{k}", "image": png(render(0, 100 * shard + k, 32).image),
+        rows = [blank | {"image_id": f"{shard}-{k}", "image": encode_png(render(0, 100 * shard + k, 32).image),
                          "labels": ["sick"] if k % 2 else [], "absent": [], "split": "val" if k in (3, 7) else "train"}
                 for k in range(ROWS)]
         write_shard(root / "images", shard, pa.Table.from_pylist(rows, schema=IMAGES))
