@@ -72,8 +72,8 @@ def test_a_resumed_reader_hands_out_what_an_unbroken_one_does(parts, budget, cur
 
 def test_a_small_set_comes_in_the_order_of_a_set_in_memory_and_is_decoded_once(parts, monkeypatch):
     decoded = []
-    picture = readers.picture
-    monkeypatch.setattr(readers, "picture", lambda image: decoded.append(1) or picture(image))
+    picture = readers.decode_image
+    monkeypatch.setattr(readers, "decode_image", lambda image: decoded.append(1) or picture(image))
     assert shown(ImageReader(parts, 5).batches(250, 32)) == Order(100, 5).indices(0, 250).tolist()
     assert len(decoded) == 101  # one to learn their size from
     array = np.arange(100).repeat(SIDE**2).reshape(100, 1, SIDE, SIDE)

@@ -52,7 +52,7 @@ def test_shards_are_read_in_order_by_column_and_split(folder):
 
 
 def test_images_and_tensors_of_a_whole_table_are_refused(folder):
-    image = images.png(np.zeros((4, 4), np.uint8))
+    image = images.encode_png(np.zeros((4, 4), np.uint8))
     tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((1, 2, 2), np.float16))
     tables.write_shard(folder, 0, pa.table({"id": [1], "phash": [b"0" * 32], "labels": [["a"]], "image": [image],
                                             "latent": tensor}))
@@ -78,22 +78,22 @@ def test_a_shard_is_plain_parquet(folder):
 def test_labels_that_are_not_asked_for_are_left_out():
     table = pa.table({"labels": [["b"], ["rare", "a"], []], "absent": [["rare"], ["b"], []]})
     assert labels.label_states(table, ["a", "b"]).tolist() == [[-1, 1], [1, 0], [-1, -1]]
-    assert labels.known_labels(table) == ["a", "b", "rare"]
+    assert labels.present_findings(table) == ["a", "b", "rare"]
 
 
 def test_png_and_pixels_are_inverse():
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16), np.uint8)
-    table = pa.table({"image": [images.png(image) for image in pictures]})
+    table = pa.table({"image": [images.encode_png(image) for image in pictures]})
     np.testing.assert_array_equal(images.decode_images(table), pictures[:, None])
     assert images.decode_images(table.slice(0, 0)).shape[0] == 0
-    assert Image.open(io.BytesIO(images.png(pictures[0])["bytes"])).mode == "L"
+    assert Image.open(io.BytesIO(images.encode_png(pictures[0])["bytes"])).mode == "L"
 
 
 def test_labels():
     kind = pa.list_(pa.string())
     table = pa.table({"labels": pa.array([["b"], [], ["a", "b"], None], kind),
                       "absent": pa.array([["a"], ["b", "c"], [], None], kind)})
-    assert labels.known_labels(table) == ["a", "b"], "what is only ever absent is nothing to learn"
+    assert labels.present_findings(table) == ["a", "b"], "what is only ever absent is nothing to learn"
     states = labels.label_states(table, ["a", "b"])
     assert states.dtype == np.int8
     assert states.tolist() == [[0, 1], [-1, 0], [1, 1], [-1, -1]]
@@ -122,5 +122,5 @@ def test_tensors_of_one_split_come_in_the_order_of_the_shards(folder):
         arrays, told = tables.read_tensors(folder, ["x"], ["labels", "absent"], split)
         assert np.array_equal(arrays["x"], values[kept])
         assert told["labels"].to_pylist() == [["a"] if k % 2 else ["a", "b"] for k in kept]
-        assert labels.known_labels(told) == ["a", "b"]
+        assert labels.present_findings(told) == ["a", "b"]
         assert labels.label_states(told, ["b", "c"]).tolist() == [[-1 if k % 2 else 1, 0] for k in kept]
