@@ -299,7 +299,7 @@ def test_killed_workers_of_ingest_lose_and_double_nothing(tmp_path):
 def test_a_killed_actor_of_latents_loses_and_doubles_nothing(copied):
     before = table(copied, "latents")["image_id"]
     shutil.rmtree(copied / "run" / "latents")
-    process = subprocess.Popen(command(copied, stage="latents"), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(copied, "changed=redo", stage="latents"), stderr=subprocess.DEVNULL)
     assert kill_workers(process, "MapWorker(MapBatches(EncodeImages))", 1) == 1
     assert process.wait(SECONDS) == 0
     assert table(copied, "latents")["image_id"] == before

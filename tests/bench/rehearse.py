@@ -25,7 +25,7 @@ SETTINGS = (  # few steps of small networks: how stages read, hold and write is 
     "encoder.images=512", "encoder.options={patch_size: 32, embed_dim: 64, depth: 2, num_heads: 2}", "encoder.batch=32",
     "trainer.images=2560", "trainer.checkpoint_every=1280", "validate.every=null", "denoiser.channels=[16,32]",
     "denoiser.attention=[false,true]", "denoiser.norm_groups=8", "denoiser.head_dim=8", "sample.steps=2",
-    "sample.images=512", "evaluate.images=500", "finetune.images=512", "changed=redo",
+    "sample.images=512", "evaluate.images=500", "finetune.images=512", "finetune.eval_images=2000", "changed=redo",
 )
 STAGES = ("ingest", "autoencoder", "encoder", "latents", "train", "sample", "evaluate", "finetune", "report")
 
