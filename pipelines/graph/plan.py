@@ -140,7 +140,7 @@ class Plan:
             if self.is_done(node) and not follows:
                 continue
             self.check_inputs(node, made=nodes)
-            protected = self.spec(node).protected and self.settings.changed != "redo"
+            protected = self.is_protected(node)
             self.check_stale(node, redo=redo and not protected)
             begun = self.begun(node)
             if begun is not None and follows and protected:
@@ -150,13 +150,13 @@ class Plan:
                 anew.add(node)
         for node in anew:
             for follower in self._followers(node):
-                if follower not in nodes and self.is_kept(follower):
+                if follower not in nodes and self.is_protected(follower) and self.record(follower) is not None:
                     raise UserError(f"{(self.folder / follower).uri} depends on {node}, which will be recomputed; add "
                                     "changed=redo to accept that it becomes out of date, or choose another name=")
 
-    def is_kept(self, node: str) -> bool:
-        """Whether a node has finished results that need changed=redo to be replaced."""
-        return self.spec(node).protected and self.settings.changed != "redo" and self.record(node) is not None
+    def is_protected(self, node: str) -> bool:
+        """Whether the results of a node may not be replaced: its stage is protected and changed=redo was not given."""
+        return self.spec(node).protected and self.settings.changed != "redo"
 
     def check_stale(self, node: str, *, redo: bool) -> None:
         """Raise UserError if the node's folder holds files that may not be replaced."""

@@ -70,28 +70,34 @@ def pending_shards(folder: Folder, count: int) -> list[int]:
     return [index for index in range(count) if shard_name(index) not in done]
 
 
+def read_file(folder: Folder, name: str, function: Callable[[pa.NativeFile], Result]) -> Result:
+    """`function` of the opened file, repeated while the storage fails.
+
+    Raises:
+        StorageUnavailable: the file cannot be read.
+    """
+    def read() -> Result:
+        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
+            return function(file)
+
+    return with_retries(read, f"{folder.uri}/{name}")
+
+
 def read_shard(folder: Folder, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """One shard; with `columns` only the bytes of these are read.
 
     Raises:
         StorageUnavailable: it cannot be read.
     """
-    def read() -> pa.Table:
-        if columns is None:
-            return pq.read_table(pa.BufferReader(folder.read(name)))
-        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
-            return pq.ParquetFile(file, pre_buffer=True).read(list(columns))
-
-    return with_retries(read, f"{folder.uri}/{name}")
+    if columns is None:
+        content = with_retries(lambda: folder.read(name), f"{folder.uri}/{name}")  # one request on S3
+        return pq.read_table(pa.BufferReader(content))
+    return read_split(folder, name, columns, None)
 
 
 def row_count(folder: Folder, name: str) -> int:
     """Rows of one shard, by its footer."""
-    def read() -> int:
-        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
-            return pq.read_metadata(file).num_rows
-
-    return with_retries(read, f"{folder.uri}/{name}")
+    return read_file(folder, name, pq.read_metadata).num_rows
 
 
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
@@ -112,17 +118,16 @@ def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead:
 
 def read_split(folder: Folder, name: str, columns: Sequence[str], split: str | None) -> pa.Table:
     """Columns of one shard, restricted to `split` if given; of a shard without such rows only `split` is read."""
-    def read() -> pa.Table:
-        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
-            shard = pq.ParquetFile(file, pre_buffer=True)
-            if split is None:
-                return shard.read(list(columns))
-            chosen = pc.equal(shard.read(["split"])["split"], split)
-            if not pc.any(chosen).as_py():
-                return pa.schema([shard.schema_arrow.field(column) for column in columns]).empty_table()
-            return shard.read(list(columns)).filter(chosen)
+    def read(file: pa.NativeFile) -> pa.Table:
+        shard = pq.ParquetFile(file, pre_buffer=True)
+        if split is None:
+            return shard.read(list(columns))
+        chosen = pc.equal(shard.read(["split"])["split"], split)
+        if not pc.any(chosen).as_py():
+            return pa.schema([shard.schema_arrow.field(column) for column in columns]).empty_table()
+        return shard.read(list(columns)).filter(chosen)
 
-    return with_retries(read, f"{folder.uri}/{name}")
+    return read_file(folder, name, read)
 
 
 def iterate_shards(folder: Folder, columns: Sequence[str], split: str | None = None) -> Iterator[pa.Table]:
@@ -181,8 +186,7 @@ def read_tensors(folder: Folder, names: Sequence[str], others: Sequence[str], sp
         starts = np.cumsum([0, *(rows.sum() for rows in chosen)])
         arrays = {name: np.zeros((0,), np.float16) for name in names}
         if shards:
-            with folder.filesystem.open_input_file(f"{folder.path}/{shards[0]}") as file:
-                schema = pq.read_schema(file)
+            schema = read_file(folder, shards[0], pq.read_schema)
             for name in names:
                 kind = schema.field(name).type
                 dtype = np.dtype(kind.value_type.to_pandas_dtype())

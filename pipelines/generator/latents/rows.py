@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.faults import with_retries
 from cluster.storage import Folder
 from pipelines.generator.latents.spec import read_latent_spec
-from pipelines.tables.parquet import files, tensors
-
-T = TypeVar("T")
+from pipelines.tables.parquet import files, read_file, tensors
 
 CACHE_BYTES = 1 << 30  # of row groups in memory
 
@@ -34,7 +30,8 @@ class TrainRows:
         self.latents, self.names, self.files = latents, list(names), files(latents, "train")
         self.starts = np.cumsum([0, *spec.rows])
         fullest = int(np.argmax(spec.rows)) if spec.rows else 0
-        self.group_rows = max(self._read(fullest, lambda file: pq.read_metadata(file).row_group(0).num_rows), 1)
+        metadata = read_file(latents, self.files[fullest], pq.read_metadata)
+        self.group_rows = max(metadata.row_group(0).num_rows, 1)
         row_bytes = 2 * sum(int(np.prod(spec.shapes[name])) for name in self.names)
         self._group = lru_cache(max(2, cache_bytes // max(1, row_bytes * self.group_rows)))(self._read_group)
 
@@ -48,14 +45,5 @@ class TrainRows:
         def read(opened: pa.NativeFile) -> pa.Table:
             return pq.ParquetFile(opened, pre_buffer=True).read_row_group(group, self.names)
 
-        table = self._read(file, read)
+        table = read_file(self.latents, self.files[file], read)
         return {name: tensors(table, name) for name in self.names}
-
-    def _read(self, file: int, function: Callable[[pa.NativeFile], T]) -> T:
-        path = f"{self.latents.path}/{self.files[file]}"
-
-        def read() -> T:
-            with self.latents.filesystem.open_input_file(path) as opened:
-                return function(opened)
-
-        return with_retries(read, path)

@@ -17,11 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
-from cluster.faults import with_retries
 from cluster.storage import Folder
 from pipelines.data.labels import present_findings
 from pipelines.graph.stage import Metrics
-from pipelines.tables.parquet import split_name, tensors, write_file
+from pipelines.tables.parquet import read_file, split_name, tensors, write_file
 from pipelines.tables.schemas import SPLITS
 
 FILE = "spec.json"
@@ -125,10 +124,6 @@ def mask_structures(schema: pa.Schema) -> list[str]:
 
 def _footer(folder: Folder, name: str) -> tuple[int, dict[str, Any], pa.Schema]:
     """Rows, sums and schema of one file."""
-    def read() -> pq.FileMetaData:
-        with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
-            return pq.read_metadata(file)
-
-    metadata = with_retries(read, f"{folder.uri}/{name}")
+    metadata = read_file(folder, name, pq.read_metadata)
     schema = metadata.schema.to_arrow_schema()
     return metadata.num_rows, json.loads(schema.metadata[SUMS]), schema

@@ -18,7 +18,7 @@ from pipelines.data.sources.dicom import described
 from pipelines.graph.compose import load_settings
 
 PADCHEST = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
-HEADERS = {  # of /work/shared/data/dicom and the like: patient, view and why it is not wanted
+HEADERS = {  # of shared/data/dicom and the like: patient, view and why it is not wanted
     "RG1_UNCR.dcm": ("9RG1", "PA", None), "RG1_J2KR.dcm": ("9RG1", "PA", None), "RG1_J2KI.dcm": ("9RG1", "PA", None),
     "RG1_JLSN.dcm": ("9RG1", "PA", None), "NIH_DX.dcm": ("Covid0000", None, None),
     "RG3_J2KI.dcm": ("11RG3", "AP", "not_a_chest"), "bad_sequence.dcm": ("b2cbe507f250", None, "not_a_radiograph"),
