@@ -61,7 +61,7 @@ def convert(arguments: tuple[Path, Path, DataSettings]) -> None:
 
 def decode_bare(arguments: tuple[Path, Path, DataSettings]) -> None:
     source, target, settings = arguments
-    row = {"uri": str(source), "view": None, "masks": []}
+    row = {"path": source.name, "view": None, "masks": []}
     image = find_source("folder").load(row, settings).image
     (target / f"{source.stem}.png").write_bytes(encode_png(image)["bytes"])
 
