@@ -2,6 +2,8 @@
 
 The floor is the value of a metric when the synthetic images are replaced by as many real training images: the remaining
 difference between two samples of real data at this size and with these features. Real samples are stratified by source.
+Fidelity is the mean over several disjoint samples of equal size: the Fréchet distance of a few hundred images varies by
+a factor of two between samples of the same images.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pipelines.monitor.progress import say
 from pipelines.tables.images import images_by_id
 
 REFERENCE = "test"
+DRAWS = 5  # samples of each table that are compared with the reference, at most
 PAIRS_SHOWN = 12
 MIN_HELD_OUT = 4  # test images needed for the floor of the nearest-neighbour check
 QUERIES = 131_072  # synthetic images compared in one pass over the training images
@@ -53,17 +56,19 @@ def compare(
     train, test = EmbeddingTable(latents, "train"), EmbeddingTable(latents, REFERENCE)
     synthetic = extract(load_encoder(encoder).to(device()), corpus, folder / "embeddings")
     n = min(settings.images, len(train), len(test), len(synthetic))
-    reference, floor, sample = test.draw(n, seed), train.draw(n, seed), synthetic.draw(n, seed, by=None)
+    reference, floor, sample = (test.draw(n, seed), train.draw(DRAWS * n, seed),
+                                synthetic.draw(DRAWS * n, seed, by=None))
     short = shortages(n, len(test), settings)
     metrics: Metrics = {"n": n}
     for suffix, features, table in (("", sample, corpus), ("_floor", floor, images)):
         values = fidelity(reference.embeddings, features.embeddings, settings.neighbours)
         if n >= 2:
-            decoded = images_by_id(table, features.ids[: 2 * settings.pairs])  # the most images that the pairs can have
+            shown = features.ids[: min(n, 2 * settings.pairs)]  # the most images that the pairs can have
+            decoded = images_by_id(table, shown)
             values["ms_ssim"] = ms_ssim(torch.from_numpy(decoded).to(device()), settings.pairs, seed)
         metrics |= {name + suffix: round(value, 4) for name, value in values.items()}
     if n >= 2:
-        folder.write("embedding.png", plots.scatter(host(reference.embeddings), host(sample.embeddings)))
+        folder.write("embedding.png", plots.scatter(host(reference.embeddings), host(sample.embeddings[:n])))
     if len(test) >= MIN_HELD_OUT:
         metrics |= nearest(folder, images, corpus, train, test.draw(MAX_HELD_OUT, seed), synthetic)
     return metrics | ({"absent": short} if short else {})
@@ -83,9 +88,19 @@ def shortages(n: int, held_out: int, settings: EvaluateSettings) -> dict[str, st
 
 
 def fidelity(reference: Tensor, other: Tensor, neighbours: int) -> dict[str, float]:
-    """Fréchet distance, precision, recall, density and coverage of two (n, D) sets, if n is large enough."""
-    frechet = {"frechet": frechet_distance(reference, other)} if len(other) >= 2 else {}
-    return frechet | (prdc(reference, other, neighbours) if len(other) > neighbours else {})
+    """Fréchet distance, precision, recall, density and coverage, if n is large enough.
+
+    Args:
+        reference: (n, D).
+        other: (N, D), N >= n: the mean over its first samples of n rows, of which there are N // n.
+    """
+    n = len(reference)
+    values: list[dict[str, float]] = []
+    for start in range(0, len(other) - n + 1, n):
+        sample = other[start : start + n]
+        frechet = {"frechet": frechet_distance(reference, sample)} if n >= 2 else {}
+        values.append(frechet | (prdc(reference, sample, neighbours) if n > neighbours else {}))
+    return {name: float(np.mean([value[name] for value in values])) for name in values[0]}
 
 
 def nearest(folder: Folder, images: Folder, corpus: Folder, train: EmbeddingTable, held_out: Features,

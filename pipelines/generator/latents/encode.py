@@ -48,7 +48,8 @@ def latents(stage: Stage) -> Metrics:
     with bar("latents", total) as progress:
         progress.to(total - sum(row_count(images, shard_name(block["shard"][0].as_py())) for block in blocks))
         encode = encode_operator(encoding, stage.resources, len(blocks))
-        operators = [(ReadImages(images, settings.masks), {}), encode, (WriteLatents(out, settings.masks), {})]
+        operators = [(ReadImages(images, settings.masks), {"num_cpus": 0.5}), encode,
+                     (WriteLatents(out, settings.masks), {"num_cpus": 0.25})]
         speed = stream(blocks, operators, progress)
     statistics = write_spec(out)
     assert statistics["images"] == total, f"{statistics['images']} latents of {total} images"
