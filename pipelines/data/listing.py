@@ -46,8 +46,8 @@ def present_uri(uri: str, settings: DataSettings) -> str:
 
 def listing_hash(table: pa.Table) -> str:
     """Tells one manifest from another by all that a source says of its images, but for where they lie."""
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     columns = [name for name in MANIFEST.names if name != "uri" and name in table.column_names]
     for batch in table.select(columns).to_batches(BATCH):
-        told.update(json.dumps(batch.to_pylist()).encode())
-    return told.hexdigest()[:16]
+        digest.update(json.dumps(batch.to_pylist()).encode())
+    return digest.hexdigest()[:16]

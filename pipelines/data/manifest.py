@@ -1,13 +1,15 @@
 """The manifest of ingest: what a source lists, split, and committed once in numbered shards.
 
-The list is as long as the set, and the driver lives as long as the run: so it is made, and the manifest of it, by
-processes of their own, which end with that.
+The list is as long as the set and the driver lives as long as the run, so that subprocesses make the list, and the
+manifest from it. The list holds identifiers that are not hashed yet: it lies in a file without a name, which is gone
+when the command ends, however it ends.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
-from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,7 +28,7 @@ from pipelines.tables.parquet import read_columns, shard_count, write_shard
 from pipelines.tables.schemas import HASHED_MANIFEST
 
 COMPLETE = "manifest.json"  # marks the manifest as whole
-_lists: dict[str, tempfile.TemporaryDirectory] = {}  # what a command listed, until its manifest is written
+_lists: dict[str, IO[bytes]] = {}  # lists that this command made, until their manifests are written
 
 
 def list_and_hash(settings: DataSettings, seed: int) -> str:
@@ -37,10 +39,10 @@ def list_and_hash(settings: DataSettings, seed: int) -> str:
     Raises:
         UserError: the set is not there, or is not whole.
     """
-    aside = tempfile.TemporaryDirectory(prefix="rayograph-list-")
-    told = run_in_subprocess(_list, settings, seed, aside.name)
-    _lists[repr((settings, seed))] = aside
-    return told
+    unnamed = tempfile.TemporaryFile()  # noqa: SIM115 (write_manifest closes it)
+    listing = run_in_subprocess(_list, settings, seed, _path(unnamed))
+    _lists[repr((settings, seed))] = unnamed
+    return listing
 
 
 def write_manifest(out: Folder, settings: DataSettings, seed: int, storage: Folder) -> int:
@@ -55,42 +57,43 @@ def write_manifest(out: Folder, settings: DataSettings, seed: int, storage: Fold
     if key not in _lists:
         list_and_hash(settings, seed)
     salt = identifiers.salt_of(storage)
-    with _lists.pop(key) as aside:
+    with _lists.pop(key) as unnamed:
         described_by_headers = hasattr(find_source(settings.source), "describe")
-        if described_by_headers and (rows := run_in_subprocess(_list_headers, out, aside)):
+        if described_by_headers and (rows := run_in_subprocess(_list_headers, out, _path(unnamed))):
             read_headers(out, rows, settings, salt)
-        return run_in_subprocess(_commit, out, settings, salt, aside)
+        return run_in_subprocess(_commit, out, settings, salt, _path(unnamed))
 
 
-def _list(settings: DataSettings, seed: int, aside: str) -> str:
+def _list(settings: DataSettings, seed: int, path: str) -> str:
     table = list_images(settings, seed)
-    feather.write_feather(table, _file(aside), compression="uncompressed")
+    feather.write_feather(table, path, compression="uncompressed")
     return "-".join(filter(None, (listing_hash(table), description_hash(settings))))
 
 
-def _list_headers(out: Folder, aside: str) -> int:
+def _list_headers(out: Folder, path: str) -> int:
     """Commit the rows of which only headers tell whose they are.  Returns how many there are."""
-    listed = feather.read_table(_file(aside))
+    listed = feather.read_table(path)
     return list_headers(out, listed.filter(pc.is_null(listed["patient_id"])))
 
 
-def _commit(out: Folder, settings: DataSettings, salt: identifiers.Salt, aside: str) -> int:
-    listed = feather.read_table(_file(aside))
-    told = identifiers.pseudonymise(listed.filter(pc.is_valid(listed["patient_id"])), salt)
-    if told.num_rows < listed.num_rows:
+def _commit(out: Folder, settings: DataSettings, salt: identifiers.Salt, path: str) -> int:
+    listed = feather.read_table(path)
+    images = identifiers.pseudonymise(listed.filter(pc.is_valid(listed["patient_id"])), salt)
+    if images.num_rows < listed.num_rows:
         described = read_columns(out / HEADERS, HASHED_MANIFEST.names)
         check_described(described, settings)
-        told = identifiers.unite(pa.concat_tables([told, described], promote_options="default"))
-        told = draw_by_path_hash(told, settings.images)
-    if not told.num_rows:
+        images = identifiers.unite(pa.concat_tables([images, described], promote_options="default"))
+        images = draw_by_path_hash(images, settings.images)
+    if not images.num_rows:
         raise UserError(f"data.root={settings.root!r}: none of its {listed.num_rows} files is an image of "
                         f"data={settings.source}")
-    manifest = split.assign(told, settings)
+    manifest = split.assign(images, settings)
     for index in range(shard_count(manifest.num_rows, settings.shard_rows)):
         write_shard(out, index, manifest.slice(index * settings.shard_rows, settings.shard_rows))
     out.write_json(COMPLETE, {"rows": manifest.num_rows})
     return manifest.num_rows
 
 
-def _file(aside: str) -> str:
-    return str(Path(aside) / "listed.arrow")
+def _path(unnamed: IO[bytes]) -> str:
+    """The path by which subprocesses open a file of this process that has no name."""
+    return f"/proc/{os.getpid()}/fd/{unnamed.fileno()}"

@@ -80,11 +80,11 @@ class OwnTable:
         return pa.array(keys, pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy()
 
     def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        told = {field: row[column] for field, column in self.columns.items() if column}
+        cells = {field: row[column] for field, column in self.columns.items() if column}
         return {
-            "key": self._key(row[self.key]), "patient_id": identifier(told.get("patient")),
-            "study_id": identifier(told.get("study")), "view": text(told.get("view")),
-            "split": self._split(told, row), **self._findings(told, row),
+            "key": self._key(row[self.key]), "patient_id": identifier(cells.get("patient")),
+            "study_id": identifier(cells.get("study")), "view": text(cells.get("view")),
+            "split": self._split(cells, row), **self._findings(cells, row),
             "masks": [{"name": structure, "path": where, "rle": None}
                       for structure, column in self.masks.items() if (where := path(row[column]))],
         }
@@ -92,17 +92,17 @@ class OwnTable:
     def _key(self, cell: Any) -> str | None:
         return path(cell) if self.described.key_is == "path" else identifier(cell)
 
-    def _split(self, told: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
-        value = identifier(told.get("split")) or ""
+    def _split(self, cells: Mapping[str, Any], row: Mapping[str, Any]) -> str | None:
+        value = identifier(cells.get("split")) or ""
         known = self.described.splits or SPLIT_NAMES
         split = known.get(value) or known.get(value.lower())
         if value and split is None:
             raise SetMistake(f"{row[self.key]}: split {value!r} is none of {', '.join(known)}")
         return split
 
-    def _findings(self, told: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, list[str]]:
+    def _findings(self, cells: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, list[str]]:
         if not self.described.label_columns:
-            return {state: [self._spelling(label) for label in findings(told.get(state), self.described.separator)]
+            return {state: [self._spelling(label) for label in findings(cells.get(state), self.described.separator)]
                     for state in STATES}
         found: dict[str, list[str]] = {state: [] for state in STATES}
         blank = []

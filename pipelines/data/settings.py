@@ -129,7 +129,7 @@ def _raw_folder(source: str, root: str) -> str:
         return root
     try:
         return raw_folder(source, root)
-    except UserError:  # told when the set is looked at
+    except UserError:  # raised again when the set is listed
         return root
 
 

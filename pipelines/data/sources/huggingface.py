@@ -135,12 +135,12 @@ def _rows(root: str, path: str) -> Iterator[dict[str, Any]]:
         for cell in cells or [{}] * file.metadata.row_group(group).num_rows:
             place = f"{path}#{number}"
             number += 1
-            told = {name: str(cell[name]) if cell.get(name) not in (None, "") else None for name in PLAIN}
-            split = SPLIT_WORDS.get((told["split"] or (words[-1] if words else "")).lower())
-            yield told | {
+            plain = {name: str(cell[name]) if cell.get(name) not in (None, "") else None for name in PLAIN}
+            split = SPLIT_WORDS.get((plain["split"] or (words[-1] if words else "")).lower())
+            yield plain | {
                 "source": "huggingface", "uri": f"{root}/{place}", "path": place, "split": split,
-                "patient_id": told["patient_id"] or place, "labels": _labels(cell.get(label), names, f"{root}/{place}"),
-                "absent": [], "uncertain": [], "masks": [],
+                "patient_id": plain["patient_id"] or place, "absent": [], "uncertain": [], "masks": [],
+                "labels": _labels(cell.get(label), names, f"{root}/{place}"),
             }
 
 

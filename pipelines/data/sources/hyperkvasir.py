@@ -24,7 +24,7 @@ CARD = Card(
 
 
 def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
-    """Patients are not told; there is no official split of this part."""
+    """Patients are unknown; there is no official split of this part."""
     return (image for image in polyps(tree)
             if image.path.startswith("images/") or "/segmented-images/images/" in f"/{image.path}")
 

@@ -25,7 +25,7 @@ CARD = Card(
 
 
 def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
-    """Patients are not told."""
+    """Patients are unknown."""
     return polyps(tree)
 
 

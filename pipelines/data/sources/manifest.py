@@ -73,13 +73,13 @@ class Manifest:
             return None
         image, key = found
         index, table, _ = _by_key(settings.root or "")
-        told = table.slice(index[key], 1).to_pylist()[0] if key in index else {}
-        patient, alias = image.patient, told.get("patient_id")
+        listed = table.slice(index[key], 1).to_pylist()[0] if key in index else {}
+        patient, alias = image.patient, listed.get("patient_id")
         if described.patient != OwnSet.patient:
             patient, alias = alias, patient
-        return {**row, **{name: told[name] for name in (*STATES, "split", "masks") if told}, "entry": index.get(key),
-                "patient_id": patient or alias or path, "alias": alias,
-                "study_id": image.study or told.get("study_id"), "view": told.get("view") or image.view,
+        return {**row, **{name: listed[name] for name in (*STATES, "split", "masks") if listed},
+                "entry": index.get(key), "patient_id": patient or alias or path, "alias": alias,
+                "study_id": image.study or listed.get("study_id"), "view": listed.get("view") or image.view,
                 "refused": image.refused}
 
     def check_described(self, described: pa.Table, settings: DataSettings) -> None:

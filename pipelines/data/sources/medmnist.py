@@ -82,7 +82,7 @@ class MedMNIST:
         return manifest_table(self.rows(settings))
 
     def rows(self, settings: DataSettings) -> Iterator[dict[str, Any]]:
-        """Rows of the manifest.  Patients are not told."""
+        """Rows of the manifest.  Patients are unknown."""
         subset, size = _find(settings)
         size_in_bytes = _root(settings).size(_file(subset, size))
         for split in SPLITS:
@@ -138,18 +138,18 @@ def _find(settings: DataSettings) -> tuple[str, int]:
 
 def _download(subset: str, size: int, root: Folder) -> None:
     """By the package, which checks the owner's MD5."""
-    wanted = f"{root.uri} holds no {_file(subset, size)} of {CARD.title}, which is given out at {CARD.where}"
+    missing = f"{root.uri} holds no {_file(subset, size)} of {CARD.title}, which is given out at {CARD.where}"
     if not root.is_local:
-        raise UserError(f"{wanted}; copy it there")
+        raise UserError(f"{missing}; copy it there")
     try:
         import medmnist
     except ImportError as error:
-        raise UserError(f"{wanted}; put it there, or `pip install medmnist` to have it downloaded") from error
+        raise UserError(f"{missing}; put it there, or `pip install medmnist` to have it downloaded") from error
     os.makedirs(root.uri, exist_ok=True)
     try:
         getattr(medmnist, medmnist.INFO[subset]["python_class"])("val", download=True, root=root.uri, size=size)
     except RuntimeError as error:
-        raise UserError(f"{wanted}; its download failed: {' '.join(str(error).split())}") from error
+        raise UserError(f"{missing}; its download failed: {' '.join(str(error).split())}") from error
 
 
 @contextlib.contextmanager

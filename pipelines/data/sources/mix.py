@@ -60,16 +60,16 @@ class Mix:
             say(f"{name}: {table.num_rows:,} images")
             tables.append(_named(table, name, homes))
         if missing:
-            told = f"{len(missing)} sets of data={self.config} are not whole; bring them, or take others with"
-            raise UserError("\n".join([f"{told} data.sets=[…]", *missing]))
+            raise UserError("\n".join([f"{len(missing)} sets of data={self.config} are not whole; bring them, or take "
+                                       "others with data.sets=[…]", *missing]))
         return pa.concat_tables(tables)
 
     def describe(self, row: Mapping[str, Any], settings: DataSettings) -> dict[str, Any] | None:
         """As the row's set describes it."""
         name, part = self._part_of(row, settings)
-        told = cast(Any, find_source(part.source)).describe(row, part)
-        names = {key: f"{name}/{told[key]}" for key in ("patient_id", "alias") if told and told.get(key)}
-        return told and told | names | {"source": row["source"]}
+        described = cast(Any, find_source(part.source)).describe(row, part)
+        names = {key: f"{name}/{described[key]}" for key in ("patient_id", "alias") if described and described.get(key)}
+        return described and described | names | {"source": row["source"]}
 
     def check_described(self, described: pa.Table, settings: DataSettings) -> None:
         """Those of its sets."""

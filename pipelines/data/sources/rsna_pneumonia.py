@@ -48,7 +48,7 @@ def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
 
 
 def _person(image: str, persons: Mapping[str, str]) -> tuple[str, str | None]:
-    """Whose image it is: NIH's number of the person, where it is told, and that it is NIH's."""
+    """Whose image it is: NIH's number of the person, where the table has it, and that it is NIH's."""
     return (persons[image], "nih_cxr14") if image in persons else (image, None)
 
 

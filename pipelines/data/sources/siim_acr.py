@@ -27,7 +27,8 @@ LABEL = "Pneumothorax"
 
 
 def images(tree: Tree, settings: DataSettings) -> Iterator[ListedImage]:
-    """A study is a person as far as is told. An image in no table has no label; one with no run has an empty mask."""
+    """Each study counts as a person, as patients are unknown. An image in no table has no label; one with no run has an
+    empty mask."""
     table = "stage_2_train.csv" if tree.has("stage_2_train.csv") else "train-rle.csv"
     runs: dict[str, list[str]] = {}
     for row in tree.table(table):

@@ -1,7 +1,7 @@
 """VinDr-PCXR (PediCXR), children below ten: train/IMAGE_ID.dicom, test/IMAGE_ID.dicom, image_labels_{train,test}.csv.
 
 A row per image, read by one radiologist (rad_ID), with a column of 0 and 1 per disease, among them "No finding", in the
-owner's spelling ("Brocho-pneumonia", "Diagphramatic hernia"). Patients and views are not told.
+owner's spelling ("Brocho-pneumonia", "Diagphramatic hernia"). Patients and views are unknown.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 import json
 import re
 import stat
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.data import identifiers, split
 from pipelines.data.identifiers import FILE, Salt, pseudonymise, pseudonymise_row, salt_of, unite
-from pipelines.data.manifest import write_manifest
+from pipelines.data.manifest import list_and_hash, write_manifest
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
 from pipelines.graph.run import run_stages
@@ -144,6 +145,21 @@ def archive(tmp_path, film) -> Path:
     (root / f"{NAME}^004" / "cut.dcm").write_bytes((root / f"{NAME}^004" / "chest.dcm").read_bytes()[:-5000])
     (root / f"{NAME}^005" / "text.dcm").write_text(f"{NAME} was here\n" * 50)
     return root
+
+
+def test_a_list_with_identifiers_leaves_no_file_when_its_process_is_killed(tmp_path, monkeypatch):
+    films, temporary = tmp_path / "films", tmp_path / "temporary"
+    temporary.mkdir()
+    for k in range(9):
+        (films / f"patient{k}").mkdir(parents=True)
+        (films / f"patient{k}" / "film.png").write_bytes(b"listed, and not opened")
+    settings = load_settings("data=folder", f"data.root={films}", "data.patient_regex='patient(\\d+)'").data
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    assert list_and_hash(settings, 0)
+    assert list(temporary.iterdir()) == []
+    out = Folder(str(tmp_path / "out"))
+    assert write_manifest(out, settings, 0, Folder(str(tmp_path))) == 9
+    assert len(set(read_columns(out, ["patient_id"])["patient_id"].to_pylist())) == 9
 
 
 @pytest.mark.ray
