@@ -260,7 +260,7 @@ class TrainerSettings:
     """Half-lives of the exponential moving averages (EMA) of the weights, in images; the EMA with the lowest
     validation loss is exported."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Mixed-precision data type of matrix products; fp32 is used if the hardware does not support the others."""
+    """Mixed-precision data type of matrix products; fp32 is used if the hardware has no units for the others."""
     select_by: Literal["val_loss", "val_frechet"] | None = None
     """Export the checkpoint with the lowest value of this metric; null: the last one."""
     max_skipped_batches: int = execution(10)

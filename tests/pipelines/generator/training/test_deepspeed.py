@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -27,12 +28,12 @@ def make_denoiser():
 
 
 def make_engine(module, stage, world, **options):
-    from pipelines.generator.training.deepspeed import DeepSpeedTrainer
+    from pipelines.generator.training import deepspeed
 
-    settings = {"precision": "fp32", **options}
-    return DeepSpeedTrainer(module, TrainerSettings(images=1, batch=BATCH, workers=world, zero_stage=stage,
-                                                    zero3_persistence=0, ema_halflife_images=HALFLIVES, **settings),
-                            world)
+    settings = TrainerSettings(images=1, batch=BATCH, workers=world, zero_stage=stage, zero3_persistence=0,
+                               ema_halflife_images=HALFLIVES, **{"precision": "fp32", **options})
+    with mock.patch.object(deepspeed, "bf16_is_fast", return_value=True):  # so that every CPU tests it
+        return deepspeed.DeepSpeedTrainer(module, settings, world)
 
 
 def losses(engine, start, stop, rank, world, passes=1, poison=None, taken=None):
