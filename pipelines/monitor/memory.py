@@ -7,12 +7,15 @@ from types import TracebackType
 
 import psutil
 
+COUNTED = ("Pss_Anon:", "Pss_Shmem:")  # fields of smaps_rollup, in kB
+
 
 class PeakMemory:
-    """Sample the proportional set size of the process tree every `interval` seconds while the block runs.
+    """Sample the memory of the process tree every `interval` seconds while the block runs.
 
-    Pages shared between processes (libraries, Ray's object store) count once. On a cluster of several machines this is
-    the memory of the driver's machine only.  `peak_mb` is of the process tree, `driver_mb` of this process.
+    Counted is what the kernel cannot drop when memory is short: anonymous pages, and shared memory (Ray's object store)
+    once for all processes; not pages of files (libraries, memory-mapped latents). On a cluster of several machines this
+    is the memory of the driver's machine only.  `peak_mb` is of the process tree, `driver_mb` of this process.
     """
 
     def __init__(self, interval: float = 2.0) -> None:
@@ -48,9 +51,10 @@ def tree_mb(root: psutil.Process) -> float:
 
 
 def process_mb(process: psutil.Process) -> float:
-    """MiB held by one process, a page shared with others counting in part; 0 for one that has ended."""
+    """MiB held by one process, its part of shared memory included, pages of files not; 0 for one that has ended."""
     try:
-        memory = process.memory_full_info()
-        return getattr(memory, "pss", memory.rss) / 2**20
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        with open(f"/proc/{process.pid}/smaps_rollup") as file:
+            sizes = dict(line.split()[:2] for line in file)
+    except OSError:
         return 0.0
+    return sum(int(sizes[name]) for name in COUNTED) / 1024
