@@ -29,7 +29,7 @@ endif
 test: setup ## All tests but the slow ones
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
-test-slow: setup ## Both demos, two workers under every ZeRO stage, nodes that leave and come: an hour
+test-slow: setup ## Both demos with their goals, two workers under every ZeRO stage, nodes that leave and come: an hour
 	$(BIN)/python -m pytest -m slow
 
 lint: setup ## Style and types

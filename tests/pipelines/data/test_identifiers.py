@@ -147,7 +147,7 @@ def archive(tmp_path, film) -> Path:
     return root
 
 
-def test_a_list_with_identifiers_leaves_no_file_when_its_process_is_killed(tmp_path, monkeypatch):
+def test_a_list_with_identifiers_lies_in_no_file_that_has_a_name(tmp_path, monkeypatch):
     films, temporary = tmp_path / "films", tmp_path / "temporary"
     temporary.mkdir()
     for k in range(9):
