@@ -202,6 +202,13 @@ def test_figures_that_cannot_be_known_are_absent(stage, monkeypatch):
     assert not {"synthetic", "mixed"} & metrics.keys()
 
 
+def test_a_narrow_network_has_gradients_on_large_images():
+    """With strided 1×1 convolutions, oneDNN ended the process here."""
+    model = residual_network([8, 16])
+    model(torch.rand(2, 1, 256, 256)).sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
 def test_training_resumes_to_the_same_weights(tmp_path, tiny):
     settings = tiny("finetune.images=96", "finetune.checkpoint_seconds=1e-9").finetune
     images, labels = toy_images(64, 0)

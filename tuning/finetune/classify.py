@@ -34,14 +34,16 @@ NEUTRAL_THRESHOLD = 0.5
 
 
 def residual_network(channels: list[int]) -> nn.Module:
-    """A ResNet for one-channel images with one basic block per level, each of half the side of the one before.
+    """A ResNet-D for one-channel images with one basic block per level, each of half the side of the one before.
 
-    Its 3×3 stem is not followed by pooling, unlike for ImageNet: 64-pixel images have 32×32 features.
+    Its 3×3 stem is not followed by pooling, unlike for ImageNet: 64-pixel images have 32×32 features. Shortcuts average
+    before they halve the side (He et al. 2018, arXiv 1812.01187): they drop no pixel, and a 1×1 convolution of stride 2
+    with fewer than 16 channels crashes oneDNN (torch 2.14, float32, channels_last, AVX-512).
     Images are floats in [0, 1] (B, 1, H, W), logits (B, 1).
     """
     blocks = tuple(ByoBlockCfg("basic", d=1, c=width, s=2 if level else 1, gs=0, br=1.0)
                    for level, width in enumerate(channels))
-    shape = ByoModelCfg(blocks=blocks, stem_type="3x3", stem_pool="", stem_chs=channels[0])
+    shape = ByoModelCfg(blocks=blocks, downsample="avg", stem_type="3x3", stem_pool="", stem_chs=channels[0])
     return ByobNet(shape, num_classes=1, in_chans=1).to(memory_format=torch.channels_last)
 
 
