@@ -10,7 +10,7 @@ from torch import nn
 
 from cluster.errors import UserError
 from pipelines.generator.denoiser.objective import Objective, process
-from pipelines.generator.settings import ConditionSettings, ObjectiveSettings
+from pipelines.generator.settings import ConditionSettings, ObjectiveSettings, ValidateSettings
 from pipelines.graph.fields import check_choices
 
 LATENT = (2, 1, 1)
@@ -77,6 +77,7 @@ def sample(network: Network, settings: ObjectiveSettings, n: int, steps: int = 5
     """Points (n, 2), by the scheduler that an export is given."""
     scheduler = process(settings, "cpu").scheduler()
     scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(0)
     points = torch.randn(n, *LATENT, generator=torch.Generator().manual_seed(2)) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(points, timestep)
@@ -102,6 +103,46 @@ def test_a_known_distribution_is_recovered(settings, allowed):
     found = sample(learn(settings), settings, 4_000)
     assert sliced_wasserstein(truth, found) - sliced_wasserstein(truth, again) < allowed
     assert sliced_wasserstein(truth, torch.randn(4_000, 2)) > 0.3, "the measure tells noise apart"
+
+
+def exact(settings: ObjectiveSettings, noisy: torch.Tensor, timestep: torch.Tensor, spread: float) -> torch.Tensor:
+    """The best prediction there is for latents of N(0, spread^2), as the network of this process would give it."""
+    if settings.process == "edm":
+        sigma = (4 * timestep).exp()
+        preconditioned = (sigma**2 + 1).sqrt()
+        signal, noise, noisy = torch.ones(()), sigma, noisy * preconditioned
+    elif settings.process == "flow":
+        noise = timestep / settings.timesteps
+        signal = 1 - noise
+    else:
+        cumulative = process(settings, "cpu").training.alphas_cumprod[timestep.long()]
+        signal, noise = cumulative.sqrt(), (1 - cumulative).sqrt()
+    clean = noisy * signal * spread**2 / ((signal * spread) ** 2 + noise**2)
+    if settings.process == "edm":
+        return (clean - noisy / preconditioned**2) * preconditioned / sigma
+    epsilon = (noisy - signal * clean) / noise
+    kind = "flow" if settings.process == "flow" else settings.prediction
+    return {"flow": epsilon - clean, "epsilon": epsilon, "sample": clean,
+            "v_prediction": signal * epsilon - noise * clean}[kind]
+
+
+@pytest.mark.parametrize("settings", [
+    *(ObjectiveSettings(prediction=prediction, schedule=schedule, min_snr=None)
+      for prediction in ("v_prediction", "epsilon", "sample")
+      for schedule in ("scaled_linear", "linear", "squaredcos_cap_v2")),
+    ObjectiveSettings(process="edm"), ObjectiveSettings(process="flow"),
+], ids=lambda settings: f"{settings.process}-{settings.prediction}-{settings.schedule}")
+@pytest.mark.parametrize("spread", [1.0, 0.3, 0.2, 0.1])
+def test_sampling_keeps_fine_detail(settings, spread):
+    """With an exact denoiser and the default number of steps, samples spread as much as the data."""
+    scheduler, n = process(settings, "cpu").scheduler(), 4_000
+    scheduler.set_timesteps(ValidateSettings().steps)
+    scheduler.set_begin_index(0)
+    points = torch.randn(n, 1, 1, 1, generator=torch.Generator().manual_seed(2)) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        predicted = exact(settings, scheduler.scale_model_input(points, timestep), timestep, spread)
+        points = scheduler.step(predicted, timestep, points, return_dict=False)[0]
+    assert points.std().item() / spread == pytest.approx(1, abs=0.08)
 
 
 def test_the_draw_of_a_step_does_not_depend_on_the_number_of_workers():
