@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from cluster.errors import UserError
 from cluster.storage import Folder
@@ -27,16 +28,30 @@ class Condition:
     sources: tuple[str, ...]  # image_id of the real images that it was made from
 
 
-class Pool:
-    """Conditions of the train split of a latents table: labels are in memory, tensors are read on demand."""
+@dataclass(frozen=True)
+class PoolIndex:
+    """The train images of a latents table. Read once, then shared by all actors of a node in Ray's object store."""
 
-    def __init__(self, latents: Folder) -> None:
-        spec = read_latent_spec(latents)
-        table = read_columns(latents, ["image_id", *STATE_COLUMNS], "train")
-        self.image_ids, self.label_names = table["image_id"], spec.labels
-        self.labels = label_states(table, self.label_names)
-        _, self.group = np.unique(self.labels, axis=0, return_inverse=True)  # images with equal labels share a group
-        self.rows = TrainRows(latents, list(spec.shapes))
+    image_ids: pa.ChunkedArray
+    label_names: list[str]
+    labels: np.ndarray  # states, int8 (N, L)
+    group: np.ndarray  # (N,): images with equal labels share a group
+
+
+def read_pool_index(latents: Folder) -> PoolIndex:
+    names = read_latent_spec(latents).labels
+    table = read_columns(latents, ["image_id", *STATE_COLUMNS], "train")
+    labels = label_states(table, names)
+    _, group = np.unique(labels, axis=0, return_inverse=True)
+    return PoolIndex(table["image_id"], names, labels, group)
+
+
+class Pool:
+    """Conditions of the train split of a latents table, whose tensors are read on demand."""
+
+    def __init__(self, latents: Folder, index: PoolIndex) -> None:
+        self.image_ids, self.labels, self.group = index.image_ids, index.labels, index.group
+        self.rows = TrainRows(latents, list(read_latent_spec(latents).shapes))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,6 +93,11 @@ def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
     first = np.where(linear, 1 - t, np.sin((1 - t) * angle) / sine)
     second = np.where(linear, t, np.sin(t * angle) / sine)
     return (first * a + second * b).astype(np.float32)
+
+
+def unconditional(pool: Pool, rng: np.random.Generator) -> Condition:
+    """No condition, of a generator that takes none: its images come from no image in particular, with no labels."""
+    return Condition({}, ())
 
 
 STRATEGIES: dict[str, Strategy] = {"reconstruction": reconstruction, "interpolation": interpolation}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cluster.actors import ActorPool
 from cluster.errors import UserError
 from cluster.session import Resources, use_cores
 from cluster.storage import Folder
@@ -27,10 +27,8 @@ from pipelines.monitor.progress import bar, say
 from pipelines.tables.images import encode_png
 from pipelines.tables.parquet import READERS, pending_shards, read_columns, shard_count, write_shard
 from pipelines.tables.schemas import CORPUS
-from synth.conditions import Condition, find_strategy
+from synth.conditions import Condition, PoolIndex, find_strategy, read_pool_index, unconditional
 from synth.settings import SampleSettings
-
-MAX_ATTEMPTS = 3  # of one shard, if its actors die
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def shard_range(settings: SampleSettings, shard: int) -> range:
 class SamplingActor:
     """A Ray actor that keeps one generator loaded."""
 
-    def __init__(self, spec: SamplingSpec, threads: int | None) -> None:
+    def __init__(self, spec: SamplingSpec, index: PoolIndex, threads: int | None) -> None:
         from synth.conditions import Pool
         from synth.sampler import Sampler
 
@@ -85,8 +83,10 @@ class SamplingActor:
         settings = spec.settings
         self.spec = spec
         self.sampler = Sampler(spec.generator, settings.steps, settings.guidance, settings.batch)
-        self.pool = Pool(spec.latents)
-        self.strategy = find_strategy(settings.strategy)
+        self.pool, self.label_names = Pool(spec.latents, index), index.label_names
+        given = self.sampler.pipeline.conditioner.shapes.keys()
+        self.strategy = find_strategy(settings.strategy) if given else unconditional
+        self.shows_findings = bool(given & {"embedding", "patches", "labels"})  # a mask alone does not
 
     def ready(self) -> None:
         """Returns once the actor has started."""
@@ -116,23 +116,24 @@ class SamplingActor:
         return len(rows)
 
     def _findings(self, condition: Condition, state: int) -> list[str]:
-        labels = zip(self.pool.label_names, condition.values["labels"], strict=True)
+        if not self.shows_findings:
+            return []
+        labels = zip(self.label_names, condition.values["labels"], strict=True)
         return [name for name, label in labels if label == state]
 
 
 def fan_out(spec: SamplingSpec, shards: list[int], resources: Resources) -> Iterator[int | None]:
-    """Run `shards` on a pool of actors, replacing actors that die.
+    """Run `shards` on a pool of actors.
 
-    Yields None once when the actors are ready, then the number of images of each shard as it is committed.
+    Yields None once when the first actor is ready, then the number of images of each shard as it is committed.
 
     Raises:
         UserError: the cluster has no room for the requested actors.
-        RuntimeError: MAX_ATTEMPTS actors died on one shard.
+        RuntimeError: actors died again and again.
     """
     if not shards:
         return
     import ray
-    from ray.exceptions import RayActorError
 
     available = resources.gpus or resources.cpus
     if (spec.settings.actors or 0) > available:
@@ -143,32 +144,7 @@ def fan_out(spec: SamplingSpec, shards: list[int], resources: Resources) -> Iter
     threads = None if count == 1 or resources.gpus else cpus
     ray_options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if resources.gpus else {"num_cpus": cpus}
     actor = ray.remote(max_restarts=0, **ray_options)(SamplingActor)
-    pending, attempts = deque(shards), Counter[int]()
-    busy: dict[Any, tuple[Any, int]] = {}
-
-    def assign(worker: Any) -> None:
-        if pending:
-            shard = pending.popleft()
-            busy[worker.run.remote(shard)] = (worker, shard)
-
-    workers = [actor.remote(spec, threads) for _ in range(count)]
-    ray.get([worker.ready.remote() for worker in workers])
-    yield None
-    for worker in workers:
-        assign(worker)
-    while busy:
-        [finished], _ = ray.wait(list(busy), num_returns=1)
-        worker, shard = busy.pop(finished)
-        try:
-            images = ray.get(finished)
-        except RayActorError as death:
-            attempts[shard] += 1
-            if attempts[shard] == MAX_ATTEMPTS:
-                raise RuntimeError(f"{MAX_ATTEMPTS} actors died on shard {shard} of the corpus; the last error: "
-                                   f"{death}") from death
-            say(f"sample: an actor died; retrying shard {shard}")
-            pending.appendleft(shard)
-            worker = actor.remote(spec, threads)
-        else:
-            yield images
-        assign(worker)
+    index = ray.remote(read_pool_index).remote(spec.latents)
+    pool = ActorPool(lambda: actor.remote(spec, index, threads), count, lambda text: say(f"sample: {text}"))
+    for event in pool.run(shards):
+        yield None if event is None else event[1]

@@ -7,7 +7,7 @@ import pytest
 from cluster.storage import Folder
 from pipelines.generator.latents.spec import write_latents, write_spec
 from pipelines.tables.parquet import read_split, tensors
-from synth.conditions import Pool, find_strategy, slerp
+from synth.conditions import Pool, find_strategy, read_pool_index, slerp
 
 N, D = 40, 16
 
@@ -24,7 +24,7 @@ def pool(tmp_path):
                       "absent": [["sick"] if k % 4 == 1 else [] for k in range(N)]})
     write_latents(Folder(str(tmp_path)), 0, table)
     write_spec(Folder(str(tmp_path)))
-    return Pool(Folder(str(tmp_path)))
+    return Pool(Folder(str(tmp_path)), read_pool_index(Folder(str(tmp_path))))
 
 
 @pytest.mark.parametrize("name", ["reconstruction", "interpolation"])

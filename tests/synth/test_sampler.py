@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -33,13 +32,7 @@ def spec(tiny, tmp_path):
     """A sampling job on an untrained generator and a handful of embeddings."""
     import pyarrow as pa
 
-    settings, root = tiny(), Folder(str(tmp_path))
-    torch.manual_seed(0)
-    denoiser = build_denoiser(settings.denoiser, settings.condition, (4, 8, 8), {"embedding": (WIDTH,)}, LABELS)
-    save_pipeline(Path(tmp_path / "generator"), assemble(
-        vae=new_autoencoder(settings.autoencoder, 32), denoiser=denoiser,
-        scheduler=process(settings.objective, "cpu").scheduler(),
-        encoder=Encoder(image_size=32, options=settings.encoder.options), num_inference_steps=4, guidance_scale=2.0))
+    root = Folder(str(tmp_path))
     random = np.random.default_rng(0)
     latents = pa.FixedShapeTensorArray.from_numpy_ndarray(random.normal(size=(10, 4, 8, 8)).astype(np.float16))
     embeddings = pa.FixedShapeTensorArray.from_numpy_ndarray(random.normal(size=(10, WIDTH)).astype(np.float16))
@@ -50,8 +43,17 @@ def spec(tiny, tmp_path):
     write_latents(root / "latents", 0, pa.table([columns[name] for name in schema.names], schema=schema))
     write_spec(root / "latents")
 
-    def make(name: str) -> fanout.SamplingSpec:
-        return fanout.SamplingSpec(settings.sample, 7, root / "generator", "revision", root / "latents", root / name)
+    def make(name: str, *overrides: str) -> fanout.SamplingSpec:
+        settings = tiny(*overrides)
+        torch.manual_seed(0)
+        denoiser = build_denoiser(settings.denoiser, settings.condition, (4, 8, 8), {"embedding": (WIDTH,)}, LABELS)
+        save_pipeline(tmp_path / f"{name}-generator", assemble(
+            vae=new_autoencoder(settings.autoencoder, 32), denoiser=denoiser,
+            scheduler=process(settings.objective, "cpu").scheduler(),
+            encoder=Encoder(image_size=32, options=settings.encoder.options), num_inference_steps=4,
+            guidance_scale=2.0))
+        return fanout.SamplingSpec(settings.sample, 7, root / f"{name}-generator", "revision", root / "latents",
+                                   root / name)
 
     return make
 
@@ -71,11 +73,10 @@ def test_image_k_does_not_depend_on_the_batch_it_is_sampled_in(spec):
 
 @pytest.mark.ray
 def test_the_corpus_is_the_same_for_any_number_of_actors_and_when_one_is_killed(spec, ray_cluster):
-    one, many = spec("one"), spec("many")
+    one, many = spec("one"), spec("many", "sample.actors=2")
     shards = list(range(3))
     list(fanout.fan_out(one, shards, Resources(2, 0, 2)))
     events = fanout.fan_out(many, shards, Resources(4, 0, 4))
-    many.settings.actors = 2
     assert next(events) is None
     victims = [p for p in psutil.Process().children(recursive=True)
                if "ray::SamplingActor" in " ".join(p.cmdline()[:1])]
@@ -87,3 +88,12 @@ def test_the_corpus_is_the_same_for_any_number_of_actors_and_when_one_is_killed(
     for row in first:
         sick = int(row["source_image_ids"][0][2:]) % 2
         assert (row["labels"], row["absent"]) == ([LABELS[sick]], [LABELS[1 - sick]])
+
+
+@pytest.mark.ray
+def test_images_of_a_generator_without_conditions_have_no_labels_and_no_sources(spec, ray_cluster):
+    free = spec("free", "condition.embedding_tokens=0", "condition.labels=false")
+    list(fanout.fan_out(free, [0], Resources(2, 0, 2)))
+    rows = whole(free.corpus).to_pylist()
+    assert len(rows) == 16
+    assert not any(row["labels"] or row["absent"] or row["source_image_ids"] for row in rows)
