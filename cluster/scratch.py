@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -37,5 +38,6 @@ def remove(path: Path) -> None:
 
 
 def _prefix(run: Folder) -> str:
-    """Prefix of the names of a run's folders."""
-    return f"rayograph-{hashlib.sha256(run.uri.encode()).hexdigest()[:12]}-"
+    """Prefix of the names of a run's folders on this node: the temporary folder may lie on a disk of several nodes."""
+    key = f"{socket.gethostname()} {run.uri}"
+    return f"rayograph-{hashlib.sha256(key.encode()).hexdigest()[:12]}-"

@@ -38,9 +38,13 @@ def test_a_checkpoint_of_another_training_is_refused(checkpoints, tmp_path):
 def test_what_a_killed_attempt_left_aside_is_swept_and_what_others_write_stays(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     mine, other = scratch.staging_dir(checkpoints), scratch.staging_dir(checkpoints / "other")
+    with monkeypatch.context() as elsewhere:  # another node of the run, whose temporary folder is on the same disk
+        elsewhere.setattr("socket.gethostname", lambda: "other-node")
+        theirs = scratch.staging_dir(checkpoints)
     scratch.sweep(checkpoints)
     assert not Path(mine).exists()
     assert Path(other).exists()
+    assert Path(theirs).exists()
 
 
 def test_the_newest_whole_checkpoint_is_found(checkpoints, tmp_path):
