@@ -294,7 +294,9 @@ class TrainerSettings:
     compile: bool = execution(False)
     """Apply torch.compile to the repeated blocks."""
     checkpoint_every: int = execution(50_000)
-    """Images between checkpoints."""
+    """Images between checkpoints, at least."""
+    checkpoint_seconds: float = execution(60.0)
+    """Seconds between checkpoints, at least, however fast the cluster trains."""
     keep_checkpoints: int = execution(2)
     """Number of checkpoints to keep, in addition to milestones."""
     milestone_every: int | None = execution(None)
@@ -313,7 +315,8 @@ class TrainerSettings:
         positive("trainer", self, "images", "batch", "lr", "workers", "min_workers", "checkpoint_every",
                  "keep_checkpoints", "milestone_every", "log_every", "grad_clip", "decay_after_images",
                  "shuffle_shards", "encoder_actors")
-        not_negative("trainer", self, "warmup_images", "max_failures", "max_skipped_batches", "profile_steps")
+        not_negative("trainer", self, "warmup_images", "checkpoint_seconds", "max_failures", "max_skipped_batches",
+                     "profile_steps")
         fraction("trainer", self, "final_lr_fraction", "beta2")
         require(len(self.ema_halflife_images) > 0 and min(self.ema_halflife_images) > 0
                 and len(set(self.ema_halflife_images)) == len(self.ema_halflife_images), "trainer.ema_halflife_images",
@@ -345,7 +348,8 @@ class ValidateSettings:
     """Validation of checkpoints on the val split, in a separate task alongside training."""
 
     every: int | None = execution(None)
-    """Images between validations; null: every checkpoint. The last one is always validated."""
+    """Images between validations; null: every checkpoint. None starts while another runs, except that of the last
+    checkpoint."""
     images: int = execution(512)
     """Val images used for the validation loss (at fixed noise), at most; 0: no validation."""
     sample_images: int = execution(8)

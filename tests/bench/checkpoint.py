@@ -24,8 +24,8 @@ LATENT, WIDTH, ROWS, GOAL = (4, 16, 16), 128, 512, 0.1  # seconds
 def main() -> None:
     with tempfile.TemporaryDirectory() as staging_dir, session() as resources:
         settings = load_settings("profile=demo", f"storage={staging_dir}", "name=bench", "trainer.images=1536",
-                                 "trainer.batch=32", "trainer.checkpoint_every=256", "trainer.log_every=32",
-                                 "validate.images=0")
+                                 "trainer.batch=32", "trainer.checkpoint_every=256", "trainer.checkpoint_seconds=0",
+                                 "trainer.log_every=32", "validate.images=0")
         last = run_trainer(training_spec(Folder(staging_dir) / "bench", settings, ROWS, LATENT, WIDTH),
                            Plan(settings).stage("train", resources))
         entries = read_journal(Folder(staging_dir) / "bench" / "train")

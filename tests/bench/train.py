@@ -73,7 +73,8 @@ def main() -> None:
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
     chunk = load_settings("profile=demo").trainer.batch * STEPS
     settings = load_settings("profile=demo", f"trainer.images={chunk * (ROUNDS + 1)}",
-                             f"trainer.checkpoint_every={chunk}", f"trainer.log_every={chunk}")
+                             f"trainer.checkpoint_every={chunk}", "trainer.checkpoint_seconds=0",
+                             f"trainer.log_every={chunk}")
     bare, slow = Loop(settings, cached(settings.trainer.batch)), Loop(settings, online(settings))
     times: dict[str, list[float]] = {"ours": [], "bare": [], "online": []}
     start_time = 0.0

@@ -9,6 +9,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from cluster.session import device
 from pipelines.monitor.journal import Journal
 
 BINS = 4  # quarters of the noise-level quantile, from low to high noise
@@ -98,3 +99,12 @@ def finite_everywhere(losses: Tensor, world: int) -> Tensor:
     if world > 1:
         torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
     return bad == 0
+
+
+def everywhere(condition: bool, world: int) -> bool:
+    """Whether the condition holds on all workers; a collective."""
+    if world == 1:
+        return condition
+    agreed = torch.tensor(float(condition), device=device())
+    torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
+    return bool(agreed)

@@ -24,7 +24,7 @@ from pipelines.generator.latents.feed import StreamPlan
 from pipelines.generator.latents.spec import LatentSpec
 from pipelines.generator.training.checkpoint import Cursor
 from pipelines.generator.training.deepspeed import DeepSpeedTrainer
-from pipelines.generator.training.interval_log import IntervalLogger, finite_everywhere
+from pipelines.generator.training.interval_log import IntervalLogger, everywhere, finite_everywhere
 from pipelines.generator.training.schedule import learning_rate
 from pipelines.generator.training.sharded_state import Tensors
 from pipelines.generator.training.skipped import FILE, SkippedBatches
@@ -91,7 +91,7 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
     skipped = SkippedBatches(spec.folder, reader, cursor.images, is_writer=rank == 0)
     journal = Journal(spec.folder, cursor.images) if rank == 0 else None
     log = IntervalLogger(journal, world, flops, trainer.images, where)
-    saved, was_preempted = cursor.images, False
+    saved, saved_at, due, was_preempted = cursor.images, time.monotonic(), False, False
     with profiler(spec.folder, trainer.profile_steps if rank == 0 else 0) as profile, manual_gc() as collect:
         for batch in reader.batches(trainer.images, trainer.batch, cursor.images, rank, world, where):
             randomness = objective.draw_randomness((len(batch), *latent_spec.latent), settings.seed, batch.start, rank,
@@ -102,8 +102,9 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
             skipped.add(batch, applied)
             log.add(losses, randomness.level, len(batch))
             profile()
-            save_now = batch.stop == trainer.images or batch.crosses(trainer.checkpoint_every)
-            if save_now or batch.crosses(trainer.log_every):
+            last, every = batch.stop == trainer.images, batch.crosses(trainer.checkpoint_every)
+            due, save_now = due or every, last
+            if last or every or batch.crosses(trainer.log_every):
                 count = skipped.flush()
                 log.write(batch.stop, reader.waited, engine.norms(), lr=lr, skipped=count)
                 if count > trainer.max_skipped_batches:
@@ -112,11 +113,13 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
                             "or raise trainer.max_skipped_batches")
                 preempted = is_preempted()
                 save_now |= preempted and not was_preempted
+                if due and not save_now:
+                    save_now = everywhere(time.monotonic() - saved_at >= trainer.checkpoint_seconds, world)
                 was_preempted = preempted
             if save_now:
                 start = time.perf_counter()
                 save(engine, Cursor(batch.stop, engine.steps(), spec.fingerprint, engine.scaler()), saved)
-                saved = batch.stop
+                saved, saved_at, due = batch.stop, time.monotonic(), False
                 log.checkpoint_stall_seconds += time.perf_counter() - start
             collect(save_now)
     return None

@@ -1,11 +1,9 @@
-"""Runs the `train` stage under Ray Train, with one DeepSpeed worker per GPU; the only module that uses Ray Train."""
+"""Runs the `train` stage under Ray Train, with one DeepSpeed worker per GPU."""
 
 from __future__ import annotations
 
-import functools
 import math
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +20,12 @@ from pipelines.generator.latents.stream import StreamReader
 from pipelines.generator.settings import LatentsSettings, TrainerSettings
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.checkpoint import Cursor
-from pipelines.generator.training.deepspeed import DeepSpeedTrainer
 from pipelines.generator.training.loop import TrainingSpec, run_training_loop
+from pipelines.generator.training.saver import CheckpointSaver
 from pipelines.generator.training.sharded_state import Tensors
 from pipelines.graph.stage import Stage
 from pipelines.monitor.progress import say
 
-WORST = 1e30  # reported for a checkpoint not yet validated: without it Ray would rank it best and delete validated ones
-WRITING = threading.Semaphore()  # held by rank 0 while a checkpoint is written
-VALIDATION_SECONDS = 3600.0  # timeout: a validation that hangs delays the next one and keeps its checkpoint
 MIN_CPUS = 0.1  # smallest CPU request of a worker
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 HIDE_GPUS = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
@@ -177,7 +172,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
     else:
         reader = StreamReader(spec.stream, _feed(spec, cursor.images, world), latent_spec, conditions)
     why = run_training_loop(spec, latent_spec, reader, rank, world, state, cursor,
-                            functools.partial(save_checkpoint, spec, rank), is_preempted)
+                            CheckpointSaver(spec, rank), is_preempted)
     if context.get_local_rank() == 0:
         scratch.remove(cache)
     return why
@@ -220,48 +215,3 @@ def load_last_checkpoint(spec: TrainingSpec, earlier: Folder | None) -> tuple[di
             earlier.download(folder)
             return checkpoint.load(Path(folder), spec.fingerprint)
     return {}, Cursor(0, 0, spec.fingerprint)
-
-
-def save_checkpoint(spec: TrainingSpec, rank: int, engine: DeepSpeedTrainer, cursor: Cursor, since: int) -> None:
-    """Gather the state and report the checkpoint to Ray Train, both collectives; it is written in the background.
-
-    `since` is the number of images at the previous checkpoint.
-    """
-    import ray.train
-    from ray.train import Checkpoint, CheckpointUploadMode
-    from ray.train.v2.api.validation_config import ValidationTaskConfig
-
-    trainer, settings = spec.settings.trainer, spec.settings.validate
-    if rank == 0:
-        WRITING.acquire()  # one at a time, or slow storage would let states accumulate in memory
-    state = engine.state()
-
-    def due(every: int | None) -> bool:
-        return cursor.images == trainer.images or every is None or since // every != cursor.images // every
-
-    staging_dir = scratch.staging_dir(spec.folder) if rank == 0 else None  # deleted by Ray
-    task = ValidationTaskConfig(fn_kwargs={"frechet": settings.frechet_images > 0 and due(settings.frechet_every)},
-                                timeout_s=VALIDATION_SECONDS)
-    milestone = trainer.milestone_every is not None and due(trainer.milestone_every)
-    placeholder = {trainer.select_by: WORST} if trainer.select_by else {}
-    ray.train.report({"images": cursor.images, **placeholder}, Checkpoint(staging_dir) if staging_dir else None,
-                     checkpoint_dir_name=checkpoint.directory_name(cursor.images),
-                     checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                     checkpoint_upload_fn=functools.partial(_write_checkpoint, spec.folder, state, cursor, milestone),
-                     validation=task if staging_dir and settings.images and due(settings.every) else False)
-
-
-def _write_checkpoint(folder: Folder, state: dict[str, Tensors], cursor: Cursor, milestone: bool, staged: Any,
-                      name: str) -> Any:
-    """Write a checkpoint to checkpoints/, and to milestones/ if it is one; runs in a thread of rank 0."""
-    from ray.train import Checkpoint
-
-    try:
-        checkpoint.save(Path(staged.path), state, cursor)
-        if milestone:
-            (folder / "milestones" / name).upload(staged.path)
-        kept = folder / "checkpoints" / name
-        kept.upload(staged.path)
-        return Checkpoint(kept.path, kept.filesystem)
-    finally:
-        WRITING.release()

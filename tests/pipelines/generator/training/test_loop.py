@@ -214,6 +214,14 @@ def test_a_hundred_steps_are_fifty_a_kill_and_fifty(unbroken, tmp_path, world):
         assert gap <= (0 if world == 1 else 0.05), part  # to the last bit, where nothing is added up in another order
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_checkpoints_have_a_least_interval_in_seconds(tmp_path, world):
+    make_table(tmp_path)
+    run(world, train_in, tmp_path, "quick", 40, ["trainer.checkpoint_seconds=3600"])
+    assert [path.name for path in (tmp_path / "quick" / "checkpoints").iterdir()] == [
+        checkpoint.directory_name(40 * BATCH)]
+
+
 def test_poisoned_batches_are_skipped_counted_and_end_the_training_with_their_ids(tmp_path):
     make_table(tmp_path, poisoned=[7])
     first, again, left = run(1, three_times, tmp_path)[0]

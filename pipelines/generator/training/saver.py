@@ -1,0 +1,96 @@
+"""Checkpoints under Ray Train: gathered by all workers, written in the background and validated beside the training.
+
+However fast the cluster trains, one checkpoint is written at a time, and one is validated.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster import scratch
+from cluster.storage import Folder
+from pipelines.generator.training import checkpoint, validate
+from pipelines.generator.training.checkpoint import Cursor
+from pipelines.generator.training.deepspeed import DeepSpeedTrainer
+from pipelines.generator.training.loop import TrainingSpec
+from pipelines.generator.training.sharded_state import Tensors
+
+WORST = 1e30  # reported for a checkpoint not yet validated: without it Ray would rank it best and delete validated ones
+VALIDATION_SECONDS = 3600.0  # timeout: a validation that hangs delays the next one and keeps its checkpoint
+
+
+class CheckpointSaver:
+    """Saves the checkpoints of one worker's training."""
+
+    def __init__(self, spec: TrainingSpec, rank: int) -> None:
+        self.spec, self.rank = spec, rank
+        self._idle = threading.Event()  # no checkpoint is being written
+        self._idle.set()
+        self._validation: tuple[int, float] | None = None  # images and start of the last validation that was asked for
+
+    def __call__(self, engine: DeepSpeedTrainer, cursor: Cursor, since: int) -> None:
+        """Gather the state and report the checkpoint to Ray Train, both collectives; it is written in the background.
+
+        `since` is the number of images at the previous checkpoint.
+        """
+        import ray.train
+        from ray.train import Checkpoint, CheckpointUploadMode
+
+        trainer, folder = self.spec.settings.trainer, self.spec.folder
+        first = self.rank == 0
+        if first:
+            self._idle.wait()  # or slow storage would let states accumulate in memory
+            self._idle.clear()
+        state = engine.state()
+        milestone = trainer.milestone_every is not None and self._due(cursor, since, trainer.milestone_every)
+        placeholder = {trainer.select_by: WORST} if trainer.select_by else {}
+        ray.train.report({"images": cursor.images, **placeholder},
+                         Checkpoint(scratch.staging_dir(folder)) if first else None,  # deleted by Ray
+                         checkpoint_dir_name=checkpoint.directory_name(cursor.images),
+                         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+                         checkpoint_upload_fn=functools.partial(self._write, folder, state, cursor, milestone),
+                         validation=self._validation_task(cursor, since) if first else False)
+
+    def _due(self, cursor: Cursor, since: int, every: int | None) -> bool:
+        return (cursor.images == self.spec.settings.trainer.images or every is None
+                or since // every != cursor.images // every)
+
+    def _validation_task(self, cursor: Cursor, since: int) -> Any:
+        """Arguments of the checkpoint's validation; False if none is due, or if another still runs.
+
+        Ray Train would queue it and keep its checkpoint. The last checkpoint is always validated.
+        """
+        from ray.train.v2.api.validation_config import ValidationTaskConfig
+
+        settings, folder, now = self.spec.settings.validate, self.spec.folder, time.monotonic()
+        if not settings.images or not self._due(cursor, since, settings.every):
+            return False
+        if self._validation and cursor.images < self.spec.settings.trainer.images:
+            images, start = self._validation
+            if now - start < VALIDATION_SECONDS and not validate.validation_at(folder, images):
+                return False
+        self._validation = cursor.images, now
+        frechet = settings.frechet_images > 0 and self._due(cursor, since, settings.frechet_every)
+        return ValidationTaskConfig(fn_kwargs={"frechet": frechet}, timeout_s=VALIDATION_SECONDS)
+
+    def _write(self, folder: Folder, state: dict[str, Tensors], cursor: Cursor, milestone: bool, staged: Any,
+               name: str) -> Any:
+        """Write a checkpoint to checkpoints/, and to milestones/ if it is one; runs in a thread of rank 0.
+
+        Ray calls it again if it raises.
+        """
+        from ray.train import Checkpoint
+
+        try:
+            checkpoint.save(Path(staged.path), state, cursor)
+            if milestone:
+                (folder / "milestones" / name).upload(staged.path)
+            kept = folder / "checkpoints" / name
+            kept.upload(staged.path)
+            return Checkpoint(kept.path, kept.filesystem)
+        finally:
+            self._idle.set()
