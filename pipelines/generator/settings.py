@@ -306,7 +306,7 @@ class TrainerSettings:
     profile_steps: int = execution(0)
     """Steps to trace with torch.profiler into profile/; 0: none."""
     max_failures: int = execution(3)
-    """Worker failures before the run stops; preemptions are not counted."""
+    """Worker failures without a new checkpoint before the run stops; preemptions are not counted."""
     loggers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = field(
         default_factory=lambda: ["tensorboard"], metadata={"execution": True})
     """Loggers in addition to metrics.jsonl: tensorboard, wandb, mlflow, trackio."""

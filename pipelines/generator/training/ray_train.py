@@ -26,15 +26,19 @@ from pipelines.generator.training.sharded_state import Tensors
 from pipelines.graph.stage import Stage
 from pipelines.monitor.progress import say
 
+COLLECTIVE_SECONDS = 600  # a worker that hangs costs the others this long; a checkpoint is written well within it
 MIN_CPUS = 0.1  # smallest CPU request of a worker
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 HIDE_GPUS = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
 
 
 def run_trainer(spec: TrainingSpec, stage: Stage) -> Folder:
-    """Run the workers until training ends.  Returns the last checkpoint."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    """Run the workers until training ends.  Returns the last checkpoint.
+
+    Failures count against `trainer.max_failures` only until the next checkpoint: a run of weeks on spot nodes may fail
+    more often than that, while one that no longer progresses ends.
+    """
+    from ray.train import TrainingFailedError
 
     trainer, resources = stage.settings.trainer, stage.resources
     requested, available = trainer.workers, resources.gpus or resources.cpus
@@ -42,11 +46,37 @@ def run_trainer(spec: TrainingSpec, stage: Stage) -> Folder:
         raise UserError(f"trainer.workers={requested}: the cluster has {available} "
                         f"{'GPUs' if resources.gpus else 'CPUs'}")
     checkpoints = stage.folder / "checkpoints"
-    result = TorchTrainer(
+    start = checkpoint.latest_complete(checkpoints)
+    while True:
+        try:
+            result = _ray_trainer(spec, stage, earlier_checkpoint(checkpoints)).fit()
+            break
+        except TrainingFailedError:
+            reached = checkpoint.latest_complete(checkpoints)
+            if reached is None or (start is not None and reached.path == start.path):
+                raise
+            start = reached
+            say(f"train: failed {trainer.max_failures + 1} times; resuming at {checkpoint.images_seen(reached):,} images")
+    if result.return_value is not None:
+        raise FloatingPointError(result.return_value)
+    last = checkpoint.latest_complete(checkpoints)
+    assert last is not None, "training ends with a checkpoint"
+    if stage.settings.validate.images and not validate.validation_at(stage.folder, checkpoint.images_seen(last)):
+        say("train: the last checkpoint could not be validated")
+    return last
+
+
+def _ray_trainer(spec: TrainingSpec, stage: Stage, earlier: Folder | None) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    trainer, resources = stage.settings.trainer, stage.resources
+    return TorchTrainer(
         train_worker,
-        train_loop_config={"spec": spec, "earlier": earlier_checkpoint(checkpoints)},
+        train_loop_config={"spec": spec, "earlier": earlier},
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ScalingConfig(
-            num_workers=(trainer.min_workers, requested) if trainer.min_workers else requested,
+            num_workers=(trainer.min_workers, trainer.workers) if trainer.min_workers else trainer.workers,
             use_gpu=resources.gpus > 0,
             resources_per_worker=None if resources.gpus else {"CPU": trainer_cpus(trainer, resources)},
         ),
@@ -60,14 +90,7 @@ def run_trainer(spec: TrainingSpec, stage: Stage) -> Folder:
             failure_config=FailureConfig(max_failures=trainer.max_failures),
         ),
         validation_config=_validation_config(spec, stage),
-    ).fit()
-    if result.return_value is not None:
-        raise FloatingPointError(result.return_value)
-    last = checkpoint.latest_complete(checkpoints)
-    assert last is not None, "training ends with a checkpoint"
-    if stage.settings.validate.images and not validate.validation_at(stage.folder, checkpoint.images_seen(last)):
-        say("train: the last checkpoint could not be validated")
-    return last
+    )
 
 
 def trainer_cpus(trainer: TrainerSettings, resources: Resources) -> float:

@@ -8,6 +8,7 @@ import torch
 
 from cluster.session import device
 from cluster.storage import Folder
+from cluster.tasks import run_on_accelerator
 from pipelines.generator.export import build_pipeline, export_generator
 from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.generator.settings import TrainerSettings
@@ -47,13 +48,21 @@ def train(stage: Stage) -> Metrics:
     selected = best_checkpoint(stage.folder, trainer) or last
     images = checkpoint.images_seen(selected)
     ema, validation = best_average(trainer, validate.validation_at(stage.folder, images))
-    denoiser = spec.denoiser(latent_spec).to(device()).eval()
-    checkpoint.load_checked_weights(denoiser, checkpoint.read_part(selected, ema))
-    pipeline = build_pipeline(denoiser, stage.input("autoencoder"), stage.input("encoder"), settings.objective,
-                              settings.validate.steps, settings.validate.guidance)
-    export_generator(pipeline, stage.folder / "generator")
+    parameters = run_on_accelerator(stage.resources, export, spec, selected, ema, stage.input("autoencoder"),
+                                    stage.input("encoder"))
     return summarise(read_journal(stage.folder)) | validation | {
-        "parameters": sum(p.numel() for p in denoiser.parameters()), "exported": f"{ema} at {images:,} images"}
+        "parameters": parameters, "exported": f"{ema} at {images:,} images"}
+
+
+def export(spec: TrainingSpec, selected: Folder, ema: str, autoencoder: Folder, encoder: Folder) -> int:
+    """Write generator/ from one EMA of a checkpoint.  Returns the number of its parameters."""
+    settings = spec.settings
+    denoiser = spec.denoiser(read_latent_spec(spec.latents)).to(device()).eval()
+    checkpoint.load_checked_weights(denoiser, checkpoint.read_part(selected, ema))
+    pipeline = build_pipeline(denoiser, autoencoder, encoder, settings.objective, settings.validate.steps,
+                              settings.validate.guidance)
+    export_generator(pipeline, spec.folder / "generator")
+    return sum(p.numel() for p in denoiser.parameters())
 
 
 def best_checkpoint(folder: Folder, trainer: TrainerSettings) -> Folder | None:
