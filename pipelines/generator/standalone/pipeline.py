@@ -2,6 +2,8 @@
 
 import inspect
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,24 @@ def to_gray(image: Image.Image | Tensor) -> Tensor:
     return pixels
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) over an interval of the steps."""
+
+    scale: float
+    rescale: float
+    start: float
+    end: float
+
+    def combine(self, unconditional: Tensor, conditional: Tensor) -> Tensor:
+        """The guided prediction of two predictions (B, c, h, w)."""
+        guided = torch.lerp(unconditional, conditional, self.scale)
+        if self.rescale == 0:
+            return guided
+        spread = conditional.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+        return torch.lerp(guided, guided * spread, self.rescale)
+
+
 class RayographPipeline(DiffusionPipeline):
     """Diffusion pipeline for one-channel images, conditioned on image embeddings, patch features, labels or masks.
 
@@ -50,6 +70,7 @@ class RayographPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "encoder->conditioner->unet->transformer->vae"
     _optional_components = ("unet", "transformer")
+    _callback_tensor_inputs = ("latents",)
 
     def __init__(
         self,
@@ -172,13 +193,16 @@ class RayographPipeline(DiffusionPipeline):
         pixels = self.vae.decode(latents.to(self.vae.dtype)).sample.float().mean(1, keepdim=True)
         return (pixels / 2 + 0.5).clamp(0, 1)
 
-    def _denoise(self, latents: Tensor, conditions: dict, dropped: dict, steps: int, scale: float,
-                 generator: Any) -> Tensor:
+    def _denoise(self, latents: Tensor, conditions: dict, dropped: dict, steps: int, guidance: Guidance,
+                 generator: Any, on_step_end: Callable | None) -> Tensor:
         """Denoises float32 latents; timesteps stay on the CPU so that the loop causes no host synchronisation."""
-        denoiser, scheduler = self.denoiser, self.scheduler
+        denoiser, scheduler, rows = self.denoiser, self.scheduler, len(latents)
         tokens = self.conditioner(conditions, dropped).to(denoiser.dtype)
-        guided = len(tokens) > len(latents)
-        tokens = tokens.expand(len(tokens) if guided else len(latents), -1, -1)
+        guided = len(tokens) > rows
+        tokens = tokens.expand(len(tokens) if guided else rows, -1, -1)
+        # no image channel, only those of the mask: the conditioner may be offloaded in the loop
+        mask = self.conditioner.concat_mask(latents.new_zeros(len(tokens), 0, *latents.shape[2:]), conditions, dropped)
+        mask = mask.to(denoiser.dtype)
         scheduler.set_timesteps(steps)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
@@ -187,16 +211,18 @@ class RayographPipeline(DiffusionPipeline):
         scale_input = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
         device_timesteps = scheduler.timesteps.to(latents.device)
         with self.progress_bar(total=len(device_timesteps)) as progress:
-            for timestep, device_timestep in zip(scheduler.timesteps, device_timesteps, strict=True):
+            for k, (timestep, device_timestep) in enumerate(zip(scheduler.timesteps, device_timesteps, strict=True)):
+                doubled = guided and guidance.start <= k / len(device_timesteps) < guidance.end
+                used = slice(None) if doubled else slice(-rows, None)  # outside the interval, the conditional half
                 sample = scale_input(latents, timestep).to(denoiser.dtype)
-                sample = torch.cat([sample, sample]) if guided else sample
-                output = denoiser(self.conditioner.concat_mask(sample, conditions, dropped),
-                                  encoder_hidden_states=tokens,
+                sample = torch.cat([sample, sample]) if doubled else sample
+                output = denoiser(torch.cat([sample, mask[used]], dim=1), encoder_hidden_states=tokens[used],
                                   timestep=device_timestep.expand(len(sample))).sample.float()
-                if guided:
-                    unconditional, conditional = output.chunk(2)
-                    output = torch.lerp(unconditional, conditional, float(scale))
+                if doubled:
+                    output = guidance.combine(*output.chunk(2))
                 latents = scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
+                if on_step_end is not None:
+                    latents = on_step_end(self, k, timestep, {"latents": latents}).pop("latents", latents)
                 progress.update()
         return latents
 
@@ -211,10 +237,14 @@ class RayographPipeline(DiffusionPipeline):
         batch_size: int = 1,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Samples B images. A condition of one row serves all of them; otherwise the rows are B.
 
@@ -228,10 +258,17 @@ class RayographPipeline(DiffusionPipeline):
             batch_size: B where no condition, latent or list of generators has more than one row.
             num_inference_steps: denoising steps; the generator's default if None.
             guidance_scale: the generator's default if None; without effect on the null condition.
+            guidance_rescale: between 0 and 1: how far the spread of guided predictions is brought back to that of
+                conditional ones, against overexposure (Lin et al. 2023, arXiv 2305.08891, section 3.4).
+            guidance_start: fraction of the steps before which there is no guidance; guidance at high noise costs
+                diversity (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+            guidance_end: fraction of the steps from which on there is none; steps without guidance cost half.
             generator: one for the batch, or a list of one per image, which makes an image independent of its batch.
             latents: (B, c, h, w) standard normal noise to start from.
             output_type: "pil" (mode L), "pt" ((B, 1, H, W) float in [0, 1]), "np" ((B, H, W, 1)) or "latent".
             return_dict: False for a plain tuple `(images,)`.
+            callback_on_step_end: called as `f(pipeline, step, timestep, {"latents": latents})` after every step; the
+                latents in the dict that it returns, if any, are used instead.
 
         Raises:
             ValueError, TypeError: as `embed`, `encode_labels` and `encode_mask`; if the generator is not conditioned
@@ -254,7 +291,9 @@ class RayographPipeline(DiffusionPipeline):
         latents = randn_tensor(shape, generator, device, torch.float32) if latents is None else latents
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents must be {shape}, not {tuple(latents.shape)}")
-        latents = self._denoise(latents.to(device, torch.float32), conditions, dropped, steps, scale, generator)
+        guidance = Guidance(float(scale), guidance_rescale, guidance_start, guidance_end)
+        latents = self._denoise(latents.to(device, torch.float32), conditions, dropped, steps, guidance, generator,
+                                callback_on_step_end)
         images: Any = latents if output_type == "latent" else self.decode(latents)
         self.maybe_free_model_hooks()
         if output_type in ("np", "pil"):
