@@ -7,15 +7,16 @@ import errno
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+Chunk = bytes | memoryview
 
-def on_disk(folder: str, name: str, data: bytes, replace: bool, private: bool) -> None:
-    """Write a file of a local folder atomically; the arguments are those of `Folder.write`.
+def on_disk(folder: str, name: str, chunks: Sequence[Chunk], replace: bool, private: bool) -> None:
+    """Write a file of a local folder atomically; the arguments are those of `Folder.write`, with the data in chunks.
 
     Raises:
         OSError: names the file and its size; the temporary file is removed.
@@ -23,10 +24,10 @@ def on_disk(folder: str, name: str, data: bytes, replace: bool, private: bool) -
     os.makedirs(folder, exist_ok=True)
     staged, target = _staged(folder, name), f"{folder}/{name}"
     mode = 0o600 if private else 0o666  # minus the umask
-    with _described(target, len(data)):
+    with _described(target, size(chunks)):
         try:
             with open(staged, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
-                file.write(data)
+                file.writelines(chunks)
                 file.flush()
                 os.fsync(file.fileno())
             if replace or not _linked(staged, target):
@@ -37,7 +38,7 @@ def on_disk(folder: str, name: str, data: bytes, replace: bool, private: bool) -
             raise
 
 
-def by_rename(filesystem: FileSystem, folder: str, name: str, data: bytes, replace: bool) -> None:
+def by_rename(filesystem: FileSystem, folder: str, name: str, chunks: Sequence[Chunk], replace: bool) -> None:
     """Write a file on any file system of pyarrow, none of which publishes files atomically by itself.
 
     HDFS shows a file from its first byte. abfs:// creates the object empty when its stream is opened, and commits what
@@ -52,10 +53,11 @@ def by_rename(filesystem: FileSystem, folder: str, name: str, data: bytes, repla
     """
     staged, target = _staged(folder, name), f"{folder}/{name}"
     filesystem.create_dir(folder, recursive=True)
-    with _described(target, len(data)):
+    with _described(target, size(chunks)):
         try:
             with filesystem.open_output_stream(staged, compression=None) as stream:
-                stream.write(data)
+                for chunk in chunks:
+                    stream.write(chunk)
             if not replace and filesystem.get_file_info(target).is_file:
                 filesystem.delete_file(staged)
                 return
@@ -68,6 +70,11 @@ def by_rename(filesystem: FileSystem, folder: str, name: str, data: bytes, repla
             with contextlib.suppress(OSError):
                 filesystem.delete_file(staged)
             raise
+
+
+def size(chunks: Sequence[Chunk]) -> int:
+    """Bytes of all chunks together."""
+    return sum(memoryview(chunk).nbytes for chunk in chunks)
 
 
 def is_staged(name: str) -> bool:

@@ -7,11 +7,12 @@ AWS_ACCESS_KEY_ID, roles of a machine or a pod, …), and with AWS_REQUEST_PAYER
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -73,6 +74,37 @@ def put(path: str, data: bytes, replace: bool) -> None:
             log.warning("s3://%s knows no conditional writes (%s); existence is checked before each write instead",
                         bucket, error)
     raise OSError(f"s3://{path}: concurrent writes to this key refused {ATTEMPTS} attempts")
+
+
+def put_chunks(path: str, chunks: Sequence[bytes | memoryview]) -> None:
+    """Write one object of any size in a multipart upload, which shows nothing of it before its end.
+
+    Raises:
+        OSError: of the kind that the store's answer stands for.
+    """
+    with oserrors(path):
+        client().upload_fileobj(io.BufferedReader(_Chunks(chunks), 2**20), **location(path), ExtraArgs=payer())
+
+
+class _Chunks(io.RawIOBase):
+    """A file of memory that lies in pieces."""
+
+    def __init__(self, chunks: Sequence[bytes | memoryview]) -> None:
+        self.chunks = [memoryview(chunk).cast("B") for chunk in chunks]
+        self.place = 0  # in the first chunk
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while self.chunks and self.place == len(self.chunks[0]):
+            self.chunks, self.place = self.chunks[1:], 0
+        if not self.chunks:
+            return 0
+        part = self.chunks[0][self.place : self.place + len(buffer)]
+        buffer[: len(part)] = part
+        self.place += len(part)
+        return len(part)
 
 
 def _exists(path: str) -> bool:

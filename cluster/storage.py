@@ -7,6 +7,7 @@ import json
 import os
 import posixpath
 import uuid
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -162,13 +163,28 @@ class Folder:
             OSError: names the file; nothing of it is visible.
         """
         if self.is_local:
-            commit.on_disk(self.uri, name, data, replace, private)
+            commit.on_disk(self.uri, name, [data], replace, private)
         elif self.uri.startswith("s3://"):
             from cluster.s3_client import put
 
             put(f"{self.path}/{name}", data, replace)
         else:
-            commit.by_rename(self.filesystem, self.path, name, data, replace)
+            commit.by_rename(self.filesystem, self.path, name, [data], replace)
+
+    def write_chunks(self, name: str, chunks: Sequence[commit.Chunk]) -> None:
+        """Commit a large file in one atomic step, without a copy of it in memory; in several parts at once on S3.
+
+        Raises:
+            OSError: names the file; nothing of it is visible.
+        """
+        if self.is_local:
+            commit.on_disk(self.uri, name, chunks, replace=True, private=False)
+        elif self.uri.startswith("s3://"):
+            from cluster.s3_client import put_chunks
+
+            put_chunks(f"{self.path}/{name}", chunks)
+        else:
+            commit.by_rename(self.filesystem, self.path, name, chunks, replace=True)
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         self.write(name, json.dumps(value, indent=2, default=str).encode() + b"\n")

@@ -35,7 +35,7 @@ def power_spectrum(images: Tensor) -> Tensor:
     across = torch.fft.rfftfreq(side, 1 / side, device=images.device)
     down = torch.fft.fftfreq(side, 1 / side, device=images.device)
     ring = (across.square() + down.square()[:, None]).sqrt().round().long().flatten()
-    sums = torch.zeros(int(ring.max()) + 1, dtype=torch.float64, device=images.device).index_add(0, ring, power.flatten())
+    sums = torch.bincount(ring, power.flatten())
     return (sums / torch.bincount(ring))[1 : side // 2 + 1] / len(images)
 
 

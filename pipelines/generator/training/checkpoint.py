@@ -1,26 +1,34 @@
-"""Portable checkpoints: full tensors by parameter name in safetensors, and a small JSON.
+"""Portable checkpoints: every worker writes its own flat fp32 vectors, and an index says what is where in them.
 
-A checkpoint is the same for any number of workers and any ZeRO stage, and holds no pickle.
+A checkpoint is read by any number of workers under any ZeRO stage, and holds no pickle:
+
+    state.json                 the cursor, the shape of each parameter, and each worker's fragments
+    PART-00000.safetensors     one vector of worker 0; PART is model, exp_avg, exp_avg_sq, or the name of an EMA
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load as load_bytes
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from cluster.errors import UserError
 from cluster.storage import Folder
-from pipelines.generator.training.sharded_state import Tensors
+from pipelines.generator.training.sharded_state import Fragment, Tensors
 
 STATE = "state.json"
 PREFIX = "images-"
+MODEL = "model"  # the part with the weights
+READ_BYTES = 64 << 20  # of one request
+READERS = 16  # concurrent requests
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,24 @@ class Cursor:
     scaler: dict[str, Any] = field(default_factory=dict)  # state of fp16 loss scaling
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What the files of a checkpoint hold."""
+
+    parts: list[str]
+    shapes: dict[str, list[int]]  # of the parameters
+    fragments: list[list[Fragment]]  # in the vectors of each worker; none of a worker that writes nothing
+
+
+class _Copy(NamedTuple):
+    """Consecutive elements of one file and where they go."""
+
+    rank: int
+    source: int
+    target: int
+    numel: int
+
+
 def directory_name(images: int) -> str:
     """Directory name of a checkpoint; names sort by images."""
     return f"{PREFIX}{images:012d}"
@@ -43,32 +69,116 @@ def images_seen(folder: Folder) -> int:
     return int(Path(folder.path).name.removeprefix(PREFIX))
 
 
-def save(folder: Path, state: dict[str, Tensors], cursor: Cursor) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, tensors in state.items():
-        save_file(tensors, folder / f"{part}.safetensors")
-    sizes = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
-    (folder / STATE).write_text(json.dumps({**vars(cursor), "sizes": sizes}))
+def write_vectors(folder: Folder, rank: int, vectors: Tensors) -> None:
+    """Write one worker's vectors (N,), float32 in CPU memory, by part."""
+    for part, vector in vectors.items():
+        data = memoryview(vector.numpy())
+        header = json.dumps({part: {"dtype": "F32", "shape": [vector.numel()], "data_offsets": [0, data.nbytes]}})
+        header = header.ljust(-(-len(header) // 8) * 8)
+        folder.write_chunks(_file(part, rank), [len(header).to_bytes(8, "little"), header.encode(), data])
 
 
-def load(folder: Path, fingerprint: str) -> tuple[dict[str, Tensors], Cursor]:
-    """The state and cursor of a checkpoint.  Raises UserError if its fingerprint differs."""
-    cursor = read_cursor(Folder(str(folder)))
-    if cursor.fingerprint != fingerprint:
-        raise UserError(f"{folder} is a checkpoint of other settings or inputs ({cursor.fingerprint}, "
-                         f"not {fingerprint}); add changed=redo to start from scratch, or choose another name=")
-    return {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}, cursor
-
-
-def read_part(folder: Folder, part: str) -> Tensors:
-    """One part of a checkpoint's state, such as the model or one EMA, from local or remote storage."""
-    return load_bytes(folder.read(f"{part}.safetensors"))
+def write_state(folder: Folder, layout: Layout, cursor: Cursor) -> None:
+    folder.write(STATE, json.dumps({"cursor": vars(cursor), **vars(layout)}).encode())
 
 
 def read_cursor(folder: Folder) -> Cursor:
-    """The cursor of a checkpoint in local or remote storage."""
+    return Cursor(**json.loads(folder.read(STATE))["cursor"])
+
+
+def check_fingerprint(folder: Folder, fingerprint: str) -> Cursor:
+    """The cursor of a checkpoint.  Raises UserError if its fingerprint differs."""
+    cursor = read_cursor(folder)
+    if cursor.fingerprint != fingerprint:
+        raise UserError(f"{folder.uri} is a checkpoint of other settings or inputs ({cursor.fingerprint}, "
+                         f"not {fingerprint}); add changed=redo to start from scratch, or choose another name=")
+    return cursor
+
+
+def read_part(folder: Folder, part: str) -> Tensors:
+    """One part of a checkpoint as full tensors by parameter name, in CPU memory."""
+    layout, wanted, offset = read_layout(folder), [], 0
+    for name, shape in layout.shapes.items():
+        wanted.append(Fragment(name, 0, offset, math.prod(shape)))
+        offset += wanted[-1].numel
+    whole = torch.empty(offset)
+    _read(folder, part, layout, wanted, whole)
+    return {fragment.name: whole[fragment.offset : fragment.offset + fragment.numel].view(layout.shapes[fragment.name])
+            for fragment in wanted}
+
+
+def read_vector(folder: Folder, part: str, wanted: Sequence[Fragment], numel: int) -> Tensor:
+    """One part of a checkpoint as the vector (numel,) of a worker that holds the fragments `wanted`; 0 elsewhere."""
+    vector = torch.zeros(numel)
+    _read(folder, part, read_layout(folder), wanted, vector)
+    return vector
+
+
+def read_layout(folder: Folder) -> Layout:
     state = json.loads(folder.read(STATE))
-    return Cursor(state["images"], state["steps"], state["fingerprint"], state["scaler"])
+    return Layout(state["parts"], state["shapes"],
+                  [[Fragment(*fragment) for fragment in held] for held in state["fragments"]])
+
+
+def _read(folder: Folder, part: str, layout: Layout, wanted: Sequence[Fragment], into: Tensor) -> None:
+    """Fill the elements of `wanted` in the vector `into`, from those files only that hold any."""
+    copies = _plan(layout, wanted)
+    with ExitStack() as opened, ThreadPoolExecutor(READERS) as pool:
+        def open_file(rank: int) -> tuple[Any, int]:
+            file = opened.enter_context(folder.filesystem.open_input_file(f"{folder.path}/{_file(part, rank)}"))
+            return file, 8 + int.from_bytes(file.read_at(8, 0), "little")
+
+        ranks = sorted({copy.rank for copy in copies})
+        files = dict(zip(ranks, pool.map(open_file, ranks), strict=True))
+
+        def read(copy: _Copy) -> None:
+            file, payload = files[copy.rank]
+            data = file.read_at(4 * copy.numel, payload + 4 * copy.source)
+            into[copy.target : copy.target + copy.numel] = torch.frombuffer(bytearray(data), dtype=torch.float32)
+
+        list(pool.map(read, copies))
+
+
+def _plan(layout: Layout, wanted: Sequence[Fragment]) -> list[_Copy]:
+    """The copies that fill `wanted`, in requests as large as they may be."""
+    by_name = {fragment.name: fragment for fragment in wanted}
+    pieces = []
+    for rank, held in enumerate(layout.fragments):
+        for saved in held:
+            if (own := by_name.get(saved.name)) is None:
+                continue
+            first, end = max(saved.start, own.start), min(saved.start + saved.numel, own.start + own.numel)
+            if first < end:
+                pieces.append(_Copy(rank, saved.offset + first - saved.start, own.offset + first - own.start,
+                                    end - first))
+    found = sum(piece.numel for piece in pieces)
+    assert found == sum(fragment.numel for fragment in wanted), f"{found} elements, each of them once"
+    return [part for joined in _joined(sorted(pieces)) for part in _split(joined)]
+
+
+def _joined(pieces: Sequence[_Copy]) -> Iterator[_Copy]:
+    """Pieces that follow each other in a file and in the target as one."""
+    current: _Copy | None = None
+    for piece in pieces:
+        if current and piece.rank == current.rank and (
+                piece.source - current.source == piece.target - current.target == current.numel):
+            current = current._replace(numel=current.numel + piece.numel)
+            continue
+        if current:
+            yield current
+        current = piece
+    if current:
+        yield current
+
+
+def _split(copy: _Copy) -> Iterator[_Copy]:
+    most = READ_BYTES // 4
+    for done in range(0, copy.numel, most):
+        yield _Copy(copy.rank, copy.source + done, copy.target + done, min(most, copy.numel - done))
+
+
+def _file(part: str, rank: int) -> str:
+    return f"{part}-{rank:05d}.safetensors"
 
 
 def list_checkpoints(checkpoints: Folder) -> list[Folder]:
@@ -77,16 +187,18 @@ def list_checkpoints(checkpoints: Folder) -> list[Folder]:
 
 
 def latest_complete(checkpoints: Folder) -> Folder | None:
-    """The last checkpoint below `checkpoints` whose files are all present at their full size, or None."""
+    """The last checkpoint below `checkpoints` that has all its files, or None."""
     return next((folder for folder in reversed(list_checkpoints(checkpoints)) if _is_complete(folder)), None)
 
 
 def _is_complete(folder: Folder) -> bool:
+    """Files are committed whole: one that is there is complete."""
     try:
-        state = json.loads(folder.read(STATE))
+        layout = read_layout(folder)
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    return all(folder.size(file) == size for file, size in state["sizes"].items())
+    expected = {_file(part, rank) for rank, held in enumerate(layout.fragments) if held for part in layout.parts}
+    return expected <= set(folder.names())
 
 
 def load_checked_weights(module: nn.Module, tensors: Tensors) -> None:

@@ -1,4 +1,4 @@
-"""Training with DeepSpeed, ZeRO stages 0 to 3; state is exchanged as full, named tensors (`sharded_state`).
+"""Training with DeepSpeed, ZeRO stages 0 to 3; each worker exchanges its own part of the state (`sharded_state`).
 
 All state (weights, Adam's moments, EMAs) is held in flat fp32 partitions, one set per worker; under ZeRO 0 in the
 parameters themselves.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from cluster.session import device
 from pipelines.generator.settings import TrainerSettings
+from pipelines.generator.training.checkpoint import MODEL, Layout
 from pipelines.generator.training.ema import Ema, squared_norm
-from pipelines.generator.training.sharded_state import ShardedState, Tensors
+from pipelines.generator.training.sharded_state import Fragment, Tensors, fill, flattened, fragments
 from pipelines.learning.precision import bf16_is_fast
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -33,6 +35,7 @@ class DeepSpeedTrainer:
         self.fp16 = settings.precision == "fp16" and torch.cuda.is_available()
         self._clips_gradients = settings.zero_stage < 3 and not settings.offload and not self.fp16
         names = {id(parameter): name for name, parameter in module.named_parameters()}
+        shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
         parameters = list(module.parameters())
         self._adam = torch.optim.AdamW(parameters, settings.lr, (0.9, settings.beta2),
                                        weight_decay=settings.weight_decay, fused=True)
@@ -46,7 +49,10 @@ class DeepSpeedTrainer:
             flat = (zero.fp32_partitioned_groups_flat if settings.zero_stage == 3
                     else zero.single_partition_of_fp32_groups)
         self.partitions: list[Tensor] = [partition.detach() for partition in flat]
-        self._sharded = ShardedState(settings.zero_stage, world, named, self.partitions)
+        self.elements = sum(partition.numel() for partition in self.partitions)
+        self.fragments = fragments(settings.zero_stage, torch.distributed.get_rank(), named, self.partitions)
+        self.shapes = shapes
+        self._host: Tensors = {}  # vectors of the last snapshot, by part
         self._adam_state = [{"step": torch.zeros((), device=partition.device),
                              **{key: torch.zeros_like(partition) for key in MOMENTS}} for partition in self.partitions]
         self._adam.state.update(zip(flat, self._adam_state, strict=True))
@@ -96,22 +102,36 @@ class DeepSpeedTrainer:
         skip = (~self._finite).to(self.partitions[0].device, torch.float32)
         adam.found_inf = skip  # type: ignore[attr-defined]
 
-    def state(self) -> dict[str, Tensors]:
-        """All state as full fp32 tensors in CPU memory: model, EMAs, exp_avg and exp_avg_sq, each by parameter name.
+    def _parts(self) -> dict[str, list[Tensor]]:
+        """Buffers laid out like the partitions, by their part of a checkpoint."""
+        return {MODEL: self.partitions, **{ema.name: ema.averages for ema in self.emas},
+                **{key: [state[key] for state in self._adam_state] for key in MOMENTS}}
 
-        On rank 0 only; the other workers get empty dictionaries, as one copy suffices.
+    def layout(self) -> Layout:
+        """What the workers' vectors hold; a collective. Under ZeRO 0 the first one writes, as all hold the same."""
+        writes = self.settings.zero_stage > 0 or torch.distributed.get_rank() == 0
+        held: list[list[Fragment]] = [[] for _ in range(self.world)]
+        torch.distributed.all_gather_object(held, self.fragments if writes else [])
+        return Layout(list(self._parts()), self.shapes, held)
+
+    def snapshot(self) -> Tensors:
+        """A copy of this worker's state in CPU memory, a vector for each part; the next call overwrites it."""
+        if not self._host:
+            pinned = torch.cuda.is_available()
+            self._host = {part: torch.empty(self.elements, pin_memory=pinned) for part in self._parts()}
+        copies = {part: flattened(buffers, self._host[part]) for part, buffers in self._parts().items()}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return copies
+
+    def load(self, read: Callable[[str, list[Fragment], int], Tensor], steps: int, scaler: dict[str, Any]) -> None:
+        """Restore the state and `scaler` saved after `steps` steps; the module already has the weights.
+
+        Args:
+            read: the vector (N,) of a part, of this worker's fragments and number N of elements.
         """
-        parts = {"model": self.partitions, **{ema.name: ema.averages for ema in self.emas},
-                 **{key: [state[key] for state in self._adam_state] for key in MOMENTS}}
-        return {name: self._sharded.gather(buffers) for name, buffers in parts.items()}
-
-    def load(self, state: dict[str, Tensors], steps: int, scaler: dict[str, Any]) -> None:
-        """Restore `state` and `scaler` saved after `steps` steps; the module already has the weights."""
-        self._sharded.scatter(self.partitions, state["model"])
-        for ema in self.emas:
-            self._sharded.scatter(ema.averages, state[ema.name])
-        for key in MOMENTS:
-            self._sharded.scatter([adam[key] for adam in self._adam_state], state[key])
+        for part, buffers in self._parts().items():
+            fill(buffers, read(part, self.fragments, self.elements))
         for adam in self._adam_state:
             adam["step"].fill_(steps)
         if scaler:

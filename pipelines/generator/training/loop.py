@@ -7,6 +7,7 @@ under any ZeRO stage, resumes from its last checkpoint and reaches the same resu
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +23,11 @@ from pipelines.generator.denoiser.objective import Objective, StepRandomness
 from pipelines.generator.latents.dataset import LatentBatch, LatentReader
 from pipelines.generator.latents.feed import StreamPlan
 from pipelines.generator.latents.spec import LatentSpec
+from pipelines.generator.training import checkpoint
 from pipelines.generator.training.checkpoint import Cursor
 from pipelines.generator.training.deepspeed import DeepSpeedTrainer
 from pipelines.generator.training.interval_log import IntervalLogger, everywhere, finite_everywhere
 from pipelines.generator.training.schedule import learning_rate
-from pipelines.generator.training.sharded_state import Tensors
 from pipelines.generator.training.skipped import FILE, SkippedBatches
 from pipelines.graph.settings import Settings
 from pipelines.monitor.journal import Journal
@@ -59,13 +60,12 @@ class TrainingSpec:
 
 
 def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: LatentReader, rank: int, world: int,
-                      state: dict[str, Tensors], cursor: Cursor, save: Save,
-                      is_preempted: Callable[[], bool]) -> str | None:
-    """Train from `cursor` to `trainer.images`.
+                      resumed: Folder | None, save: Save, is_preempted: Callable[[], bool]) -> str | None:
+    """Train to `trainer.images`.
 
     Args:
         reader: the train split, cached or streamed.
-        state: of the checkpoint at `cursor`; empty at the start.
+        resumed: the checkpoint to resume from; None at the start.
         save: writes a checkpoint; a collective.
         is_preempted: whether this node is about to be preempted; a collective.
 
@@ -75,16 +75,17 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
     settings, trainer, where = spec.settings, spec.settings.trainer, device()
     denoiser = spec.denoiser(latent_spec)
     flops = training_flops(denoiser, latent_spec.latent)
-    if state:
-        denoiser.load_state_dict(state["model"])
+    cursor = Cursor(0, 0, spec.fingerprint)
+    if resumed:
+        cursor = checkpoint.check_fingerprint(resumed, spec.fingerprint)
+        denoiser.load_state_dict(checkpoint.read_part(resumed, checkpoint.MODEL))
     if trainer.activation_checkpointing:
         denoiser.network.enable_gradient_checkpointing()
     if trainer.compile:
         compile_blocks(denoiser.network)
     engine = DeepSpeedTrainer(denoiser, trainer, world)
-    if state:
-        engine.load(state, cursor.steps, cursor.scaler)
-        state.clear()
+    if resumed:
+        engine.load(functools.partial(checkpoint.read_vector, resumed), cursor.steps, cursor.scaler)
     layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
     objective = Objective(settings.objective, settings.condition, where, layout)
     normalise = spec.normaliser(where)

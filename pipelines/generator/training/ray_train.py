@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ from pipelines.generator.latents.spec import LatentSpec, read_latent_spec
 from pipelines.generator.latents.stream import StreamReader
 from pipelines.generator.settings import LatentsSettings, TrainerSettings
 from pipelines.generator.training import checkpoint, validate
-from pipelines.generator.training.checkpoint import Cursor
 from pipelines.generator.training.loop import TrainingSpec, run_training_loop
 from pipelines.generator.training.saver import CheckpointSaver
-from pipelines.generator.training.sharded_state import Tensors
 from pipelines.graph.stage import Stage
 from pipelines.monitor.progress import say
 
@@ -56,7 +53,8 @@ def run_trainer(spec: TrainingSpec, stage: Stage) -> Folder:
             if reached is None or (start is not None and reached.path == start.path):
                 raise
             start = reached
-            say(f"train: failed {trainer.max_failures + 1} times; resuming at {checkpoint.images_seen(reached):,} images")
+            say(f"train: failed {trainer.max_failures + 1} times; resuming at "
+                f"{checkpoint.images_seen(reached):,} images")
     if result.return_value is not None:
         raise FloatingPointError(result.return_value)
     last = checkpoint.latest_complete(checkpoints)
@@ -188,14 +186,14 @@ def train_worker(config: dict[str, Any]) -> str | None:
     latent_spec, cache = read_latent_spec(spec.latents), cache_of(spec)
     if context.get_local_rank() == 0:
         scratch.sweep(spec.folder, keep=cache)
-    state, cursor = load_last_checkpoint(spec, config["earlier"])
+    resumed = last_checkpoint(spec, config["earlier"])
     conditions = spec.settings.condition.used
     if spec.stream is None:
         reader: LatentReader = CachedReader(spec.latents, latent_spec, spec.settings.seed, conditions, cache)
     else:
-        reader = StreamReader(spec.stream, _feed(spec, cursor.images, world), latent_spec, conditions)
-    why = run_training_loop(spec, latent_spec, reader, rank, world, state, cursor,
-                            CheckpointSaver(spec, rank), is_preempted)
+        start = checkpoint.read_cursor(resumed).images if resumed else 0
+        reader = StreamReader(spec.stream, _feed(spec, start, world), latent_spec, conditions)
+    why = run_training_loop(spec, latent_spec, reader, rank, world, resumed, CheckpointSaver(spec, rank), is_preempted)
     if context.get_local_rank() == 0:
         scratch.remove(cache)
     return why
@@ -227,14 +225,9 @@ def is_preempted() -> bool:
     return ray.train.get_preemption_info() is not None
 
 
-def load_last_checkpoint(spec: TrainingSpec, earlier: Folder | None) -> tuple[dict[str, Tensors], Cursor]:
+def last_checkpoint(spec: TrainingSpec, earlier: Folder | None) -> Folder | None:
+    """The checkpoint to resume from: Ray Train's last one, or else `earlier`."""
     import ray.train
 
-    if last := ray.train.get_checkpoint():
-        with last.as_directory() as folder:
-            return checkpoint.load(Path(folder), spec.fingerprint)
-    if earlier:
-        with tempfile.TemporaryDirectory() as folder:
-            earlier.download(folder)
-            return checkpoint.load(Path(folder), spec.fingerprint)
-    return {}, Cursor(0, 0, spec.fingerprint)
+    last = ray.train.get_checkpoint()
+    return spec.folder / "checkpoints" / Path(last.path).name if last else earlier

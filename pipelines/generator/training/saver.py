@@ -1,4 +1,4 @@
-"""Checkpoints under Ray Train: gathered by all workers, written in the background and validated beside the training.
+"""Checkpoints under Ray Train: each worker writes its own part in the background; validated beside the training.
 
 However fast the cluster trains, one checkpoint is written at a time, and one is validated.
 """
@@ -8,13 +8,12 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from cluster import scratch
 from cluster.storage import Folder
 from pipelines.generator.training import checkpoint, validate
-from pipelines.generator.training.checkpoint import Cursor
+from pipelines.generator.training.checkpoint import Cursor, Layout
 from pipelines.generator.training.deepspeed import DeepSpeedTrainer
 from pipelines.generator.training.loop import TrainingSpec
 from pipelines.generator.training.sharded_state import Tensors
@@ -30,10 +29,11 @@ class CheckpointSaver:
         self.spec, self.rank = spec, rank
         self._idle = threading.Event()  # no checkpoint is being written
         self._idle.set()
+        self._layout: Layout | None = None
         self._validation: tuple[int, float] | None = None  # images and start of the last validation that was asked for
 
     def __call__(self, engine: DeepSpeedTrainer, cursor: Cursor, since: int) -> None:
-        """Gather the state and report the checkpoint to Ray Train, both collectives; it is written in the background.
+        """Copy the state and report the checkpoint to Ray Train, a collective; it is written in the background.
 
         `since` is the number of images at the previous checkpoint.
         """
@@ -41,19 +41,18 @@ class CheckpointSaver:
         from ray.train import Checkpoint, CheckpointUploadMode
 
         trainer, folder = self.spec.settings.trainer, self.spec.folder
-        first = self.rank == 0
-        if first:
-            self._idle.wait()  # or slow storage would let states accumulate in memory
-            self._idle.clear()
-        state = engine.state()
+        self._idle.wait()  # or slow storage would let vectors accumulate in memory
+        self._idle.clear()
+        if self._layout is None:
+            self._layout = engine.layout()
+        vectors = engine.snapshot() if self._layout.fragments[self.rank] else {}
         milestone = trainer.milestone_every is not None and self._due(cursor, since, trainer.milestone_every)
         placeholder = {trainer.select_by: WORST} if trainer.select_by else {}
-        ray.train.report({"images": cursor.images, **placeholder},
-                         Checkpoint(scratch.staging_dir(folder)) if first else None,  # deleted by Ray
+        ray.train.report({"images": cursor.images, **placeholder}, Checkpoint(scratch.staging_dir(folder)),
                          checkpoint_dir_name=checkpoint.directory_name(cursor.images),
                          checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                         checkpoint_upload_fn=functools.partial(self._write, folder, state, cursor, milestone),
-                         validation=self._validation_task(cursor, since) if first else False)
+                         checkpoint_upload_fn=functools.partial(self._write, folder, vectors, cursor, milestone),
+                         validation=self._validation_task(cursor, since) if self.rank == 0 else False)
 
     def _due(self, cursor: Cursor, since: int, every: int | None) -> bool:
         return (cursor.images == self.spec.settings.trainer.images or every is None
@@ -77,20 +76,20 @@ class CheckpointSaver:
         frechet = settings.frechet_images > 0 and self._due(cursor, since, settings.frechet_every)
         return ValidationTaskConfig(fn_kwargs={"frechet": frechet}, timeout_s=VALIDATION_SECONDS)
 
-    def _write(self, folder: Folder, state: dict[str, Tensors], cursor: Cursor, milestone: bool, staged: Any,
-               name: str) -> Any:
-        """Write a checkpoint to checkpoints/, and to milestones/ if it is one; runs in a thread of rank 0.
+    def _write(self, folder: Folder, vectors: Tensors, cursor: Cursor, milestone: bool, empty: Any, name: str) -> Any:
+        """Write this worker's files to checkpoints/, and to milestones/ if it is one; runs in a thread.
 
-        Ray calls it again if it raises.
+        Ray calls it again if it raises, and removes `empty`.
         """
         from ray.train import Checkpoint
 
+        assert self._layout is not None
+        kept = folder / "checkpoints" / name
         try:
-            checkpoint.save(Path(staged.path), state, cursor)
-            if milestone:
-                (folder / "milestones" / name).upload(staged.path)
-            kept = folder / "checkpoints" / name
-            kept.upload(staged.path)
+            for target in (kept, folder / "milestones" / name) if milestone else (kept,):
+                checkpoint.write_vectors(target, self.rank, vectors)
+                if self.rank == 0:
+                    checkpoint.write_state(target, self._layout, cursor)
             return Checkpoint(kept.path, kept.filesystem)
         finally:
             self._idle.set()

@@ -1,96 +1,65 @@
-"""Converts flat fp32 partitions to full tensors by parameter name and back, using DeepSpeed's own mapping.
+"""Where the elements of every parameter lie in each worker's flat fp32 buffers, by DeepSpeed's own mapping.
 
-The gathered state depends neither on the ZeRO stage nor on the number of workers.
+Weights, moments and EMAs of a worker are laid out alike. What one number of workers wrote under one ZeRO stage can
+therefore be read under any other, each worker reading its own elements only.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cluster.session import device
-
 Tensors = dict[str, Tensor]
 
 
-class ShardedState:
-    """This worker's partitions of weights, moments and EMAs.  All methods are collectives.
+class Fragment(NamedTuple):
+    """Consecutive elements of one parameter in a worker's buffers."""
+
+    name: str  # of the parameter
+    start: int  # first element, in the flattened parameter
+    offset: int  # first element, in the worker's buffers laid end to end
+    numel: int
+
+
+def fragments(zero_stage: int, rank: int, named: Sequence[tuple[str, nn.Parameter]],
+              partitions: Sequence[Tensor]) -> list[Fragment]:
+    """The fragments that this worker holds.
 
     Args:
         zero_stage: 0 to 3; under ZeRO 0 partitions are the parameters themselves.
-        world: number of workers.
         named: all parameters of the module as held by DeepSpeed, by name.
-        partitions: fp32 weights that this worker owns, on its device.
+        partitions: fp32 weights that this worker owns.
     """
+    starts = [0]
+    for partition in partitions:
+        starts.append(starts[-1] + partition.numel())
+    held = []
+    for index, (name, parameter) in enumerate(named):
+        if zero_stage == 0:
+            held.append(Fragment(name, 0, starts[index], parameter.numel()))
+        elif zero_stage == 3:
+            optimizer, whole = parameter._z3_optimizer, parameter.ds_numel  # type: ignore[attr-defined]
+            group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            start = min(rank * numel, whole)  # the last ranks hold padding
+            held.append(Fragment(name, start, starts[group] + offset, min(numel, whole - start)))
+        elif (mapping := parameter._hp_mapping) is not None:  # type: ignore[attr-defined]
+            target, source = mapping.lp_fragment_address, mapping.hp_fragment_address
+            held.append(Fragment(name, target.start, source.start, target.numel))
+    return [fragment for fragment in held if fragment.numel]
 
-    def __init__(self, zero_stage: int, world: int, named: Sequence[tuple[str, nn.Parameter]],
-                 partitions: list[Tensor]) -> None:
-        self.zero_stage, self.world, self.named, self.partitions = zero_stage, world, named, partitions
 
-    def gather(self, buffers: list[Tensor]) -> Tensors:
-        """Full tensors in CPU memory of buffers shaped like the partitions, on rank 0; {} on the others."""
-        first = torch.distributed.get_rank() == 0
-        if self.zero_stage == 0:
-            named = zip(self.named, buffers, strict=True) if first else ()
-            return {name: buffer.to("cpu", copy=True) for (name, _), buffer in named}
-        if self.zero_stage == 3:
-            return self._gather_sharded_weights(buffers, first)
-        return self._gather_fragments(buffers, first)
+def flattened(buffers: Sequence[Tensor], host: Tensor) -> Tensor:
+    """Copies buffers end to end into `host` (N,) in CPU memory, without waiting for the copies."""
+    for part, buffer in zip(host.split([b.numel() for b in buffers]), buffers, strict=True):
+        part.copy_(buffer.flatten(), non_blocking=True)
+    return host
 
-    def scatter(self, buffers: list[Tensor], tensors: Tensors) -> None:
-        """Fill buffers shaped like the partitions from full tensors, which every rank has."""
-        from deepspeed.utils import safe_set_full_fp32_param
 
-        if self.zero_stage == 0:
-            for (name, _), buffer in zip(self.named, buffers, strict=True):
-                buffer.copy_(tensors[name])
-            return
-        with self._swapped_in(buffers):
-            for name, parameter in self.named:
-                safe_set_full_fp32_param(parameter, tensors[name].to(self.partitions[0].device))
-            if buffers is not self.partitions:
-                torch._foreach_copy_(buffers, self.partitions)
-
-    def _gather_fragments(self, buffers: list[Tensor], first: bool) -> Tensors:
-        """ZeRO 1 and 2, with one collective: every worker copies its fragments into a vector of all parameters."""
-        [buffer] = buffers  # one parameter group, one partition
-        sizes = [parameter.numel() for _, parameter in self.named]
-        full = torch.zeros(sum(sizes), device=device())
-        for flat, (_, parameter) in zip(full.split(sizes), self.named, strict=True):
-            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-            if mapping is not None:
-                target, source = mapping.lp_fragment_address, mapping.hp_fragment_address
-                flat.narrow(0, target.start, target.numel).copy_(buffer.narrow(0, source.start, source.numel))
-        if self.world > 1:
-            torch.distributed.reduce(full, 0)
-        if not first:
-            return {}
-        return {name: flat.to("cpu", copy=True).view(parameter.shape)
-                for flat, (name, parameter) in zip(full.split(sizes), self.named, strict=True)}
-
-    def _gather_sharded_weights(self, buffers: list[Tensor], first: bool) -> Tensors:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        full: Tensors = {}
-        with self._swapped_in(buffers):
-            for name, parameter in self.named:
-                tensor = safe_get_full_fp32_param(parameter)
-                if first:
-                    full[name] = tensor.to("cpu", copy=True)
-        return full
-
-    @contextlib.contextmanager
-    def _swapped_in(self, buffers: list[Tensor]) -> Iterator[None]:
-        """Within the block, the fp32 weights that DeepSpeed sees are replaced by `buffers`."""
-        if buffers is self.partitions:
-            yield
-            return
-        weights = [partition.clone() for partition in self.partitions]
-        torch._foreach_copy_(self.partitions, buffers)
-        try:
-            yield
-        finally:
-            torch._foreach_copy_(self.partitions, weights)
+@torch.no_grad()
+def fill(buffers: Sequence[Tensor], flat: Tensor) -> None:
+    """Copies a vector (N,) in CPU memory into buffers, end to end."""
+    for part, buffer in zip(flat.split([b.numel() for b in buffers]), buffers, strict=True):
+        buffer.copy_(part.view(buffer.shape))

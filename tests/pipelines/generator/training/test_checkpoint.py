@@ -1,15 +1,19 @@
 """What training goes on from, whatever was being written when it was killed."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cluster import scratch
 from cluster.storage import Folder
 from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training import checkpoint
-from pipelines.generator.training.ray_train import SNAPSHOT, WORST, earlier_checkpoint
+from pipelines.generator.training.ray_train import SNAPSHOT, earlier_checkpoint
+from pipelines.generator.training.saver import WORST
+from pipelines.generator.training.sharded_state import Fragment
 from pipelines.generator.training.stage import best_average, best_checkpoint
 from pipelines.generator.training.validate import append_validation, validation_at
 
@@ -17,22 +21,68 @@ from pipelines.generator.training.validate import append_validation, validation_
 @pytest.fixture
 def checkpoints(tmp_path):
     for images in (64, 128):
-        state = {part: {"w": torch.full((1000,), float(images))} for part in ("model", "ema")}
-        cursor = checkpoint.Cursor(images, images // 32, "print", {"cur_scale": 2.0})
-        checkpoint.save(tmp_path / checkpoint.directory_name(images), state, cursor)
+        save(Folder(str(tmp_path / checkpoint.directory_name(images))), images)
     return Folder(str(tmp_path))
 
 
-def test_a_checkpoint_is_read_as_it_was_saved(checkpoints, tmp_path):
-    state, cursor = checkpoint.load(tmp_path / checkpoint.directory_name(128), "print")
-    assert cursor == checkpoint.Cursor(128, 4, "print", {"cur_scale": 2.0})
-    assert state.keys() == {"model", "ema"}
-    assert (state["ema"]["w"] == 128).all()
+SHAPES = {"a": [10, 30], "b": [7], "c": [500]}
+WHOLE = torch.cat([torch.arange(math.prod(shape), dtype=torch.float32) for shape in SHAPES.values()])
 
 
-def test_a_checkpoint_of_another_training_is_refused(checkpoints, tmp_path):
+def cut(world: int, padding: int = 0) -> list[list[Fragment]]:
+    """Fragments of workers that hold equal shares of all parameters laid end to end, as under ZeRO 1 and 2, each after
+    so many elements of padding."""
+    size, held = -(-len(WHOLE) // world), []
+    for rank in range(world):
+        held.append([])
+        begin = 0
+        for name, shape in SHAPES.items():
+            first, end = max(rank * size, begin), min((rank + 1) * size, begin + math.prod(shape))
+            if first < end:
+                held[-1].append(Fragment(name, first - begin, padding + first - rank * size, end - first))
+            begin += math.prod(shape)
+    return held
+
+
+def vector(held: list[Fragment], numel: int, scale: float) -> torch.Tensor:
+    found = torch.full((numel,), -1.0)
+    for _, start, offset, count in held:
+        found[offset : offset + count] = scale * torch.arange(start, start + count)
+    return found
+
+
+def save(folder: Folder, images: int, world: int = 2, padding: int = 3) -> None:
+    layout = checkpoint.Layout(["model", "ema"], SHAPES, cut(world, padding))
+    for rank, held in enumerate(layout.fragments):
+        checkpoint.write_vectors(folder, rank, {"model": vector(held, 900, images), "ema": vector(held, 900, 1)})
+    checkpoint.write_state(folder, layout, checkpoint.Cursor(images, images // 32, "print", {"cur_scale": 2.0}))
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+@pytest.mark.parametrize("at_a_time", [4 * 16, checkpoint.READ_BYTES])
+def test_any_number_of_workers_reads_what_any_number_wrote(tmp_path, monkeypatch, world, at_a_time):
+    monkeypatch.setattr(checkpoint, "READ_BYTES", at_a_time)
+    folder = Folder(str(tmp_path))
+    save(folder, 128, world)
+    assert checkpoint.read_cursor(folder) == checkpoint.Cursor(128, 4, "print", {"cur_scale": 2.0})
+    whole = checkpoint.read_part(folder, "model")
+    assert {name: list(value.shape) for name, value in whole.items()} == SHAPES
+    assert torch.equal(torch.cat([value.flatten() for value in whole.values()]), 128 * WHOLE)
+    for readers in (1, 2, 3):
+        for held in cut(readers):
+            expected = vector(held, 900, 1)
+            found = checkpoint.read_vector(folder, "ema", held, 900)
+            assert torch.equal(torch.where(expected < 0, 0, expected), found)
+
+
+def test_a_workers_file_is_a_safetensors_file(tmp_path):
+    save(Folder(str(tmp_path)), 1)
+    assert torch.equal(load_file(tmp_path / "model-00001.safetensors")["model"], vector(cut(2, 3)[1], 900, 1))
+
+
+def test_a_checkpoint_of_another_training_is_refused(checkpoints):
     with pytest.raises(ValueError, match="other settings"):
-        checkpoint.load(tmp_path / checkpoint.directory_name(128), "another")
+        checkpoint.check_fingerprint(checkpoints / checkpoint.directory_name(128), "another")
 
 
 def test_what_a_killed_attempt_left_aside_is_swept_and_what_others_write_stays(checkpoints, tmp_path, monkeypatch):
@@ -49,10 +99,9 @@ def test_what_a_killed_attempt_left_aside_is_swept_and_what_others_write_stays(c
 
 def test_the_newest_whole_checkpoint_is_found(checkpoints, tmp_path):
     assert checkpoint.latest_complete(checkpoints).uri.endswith(checkpoint.directory_name(128))
-    cut = tmp_path / checkpoint.directory_name(128) / "ema.safetensors"
-    cut.write_bytes(cut.read_bytes()[:-1])
+    (tmp_path / checkpoint.directory_name(128) / "ema-00001.safetensors").unlink()
     assert checkpoint.latest_complete(checkpoints).uri.endswith(checkpoint.directory_name(64))
-    (tmp_path / checkpoint.directory_name(64) / "model.safetensors").unlink()
+    (tmp_path / checkpoint.directory_name(64) / "model-00000.safetensors").unlink()
     assert checkpoint.latest_complete(checkpoints) is None
 
 
@@ -79,8 +128,7 @@ def test_half_of_rays_list_is_removed_and_the_newest_whole_checkpoint_taken(chec
 def test_the_best_of_the_checkpoints_that_are_left_is_found(tmp_path):
     folder = Folder(str(tmp_path))
     for images in (128, 192):
-        name = checkpoint.directory_name(images)
-        checkpoint.save(tmp_path / "checkpoints" / name, {}, checkpoint.Cursor(images, 1, ""))
+        save(folder / "checkpoints" / checkpoint.directory_name(images), images)
     for images, loss in ((64, 0.1), (128, 0.2), (192, 0.3)):
         append_validation(folder, {"images": images, "val_loss": loss})
     assert best_checkpoint(folder, TrainerSettings(images=1)) is None

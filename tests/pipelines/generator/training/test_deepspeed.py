@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import shutil
+import tempfile
 from unittest import mock
 
 import pytest
 import torch
 from distributed import run
 
+from cluster.storage import Folder
 from pipelines.generator.settings import ConditionSettings, DenoiserSettings, ObjectiveSettings, TrainerSettings
 from pipelines.generator.training import checkpoint
 
@@ -73,11 +77,28 @@ def losses(engine, start, stop, rank, world, passes=1, poison=None, taken=None):
     return found
 
 
-def state_everywhere(engine):
-    """The engine's state, which only rank 0 is given, on every rank."""
-    box = [engine.state()]
+def write(engine, folder, rank, cursor):
+    """Write a checkpoint as all workers together."""
+    layout = engine.layout()
+    if layout.fragments[rank]:
+        checkpoint.write_vectors(folder, rank, engine.snapshot())
+    if rank == 0:
+        checkpoint.write_state(folder, layout, cursor)
+    torch.distributed.barrier()
+    return layout.parts
+
+
+def state_everywhere(engine, rank):
+    """The engine's whole state, by part, on every rank: through a checkpoint."""
+    box = [tempfile.mkdtemp() if rank == 0 else None]
     torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    folder = Folder(box[0])
+    parts = write(engine, folder, rank, checkpoint.Cursor(0, 0, ""))
+    state = {part: checkpoint.read_part(folder, part) for part in parts}
+    torch.distributed.barrier()
+    if rank == 0:
+        shutil.rmtree(folder.path)
+    return state
 
 
 def same(one, other):
@@ -97,27 +118,30 @@ def average(weights, halflife):
 def whole_life(rank, world, stage, options):
     """Losses of 6 steps unbroken, of 3 and a resume, and in several passes; averages; what a bad batch changes."""
     engine = make_engine(make_denoiser(), stage, world, **options)
-    weights, unbroken = [state_everywhere(engine)["model"]], []
+    weights, unbroken = [state_everywhere(engine, rank)["model"]], []
     for step in range(3):
         unbroken += losses(engine, step, step + 1, rank, world)
-        weights.append(state_everywhere(engine)["model"])
-    state, scaler = state_everywhere(engine), engine.scaler()
+        weights.append(state_everywhere(engine, rank)["model"])
+    state, scaler = state_everywhere(engine, rank), engine.scaler()
+    box = [tempfile.mkdtemp() if rank == 0 else None]
+    torch.distributed.broadcast_object_list(box, src=0)
+    write(engine, Folder(box[0]), rank, checkpoint.Cursor(3 * BATCH, 3, ""))
     gaps = [(state[f"ema-{halflife}"][name] - value).abs().max().item() for halflife in HALFLIVES
             for name, value in average(weights, halflife).items()]
     unbroken += losses(engine, 3, 6, rank, world)
-    norms, before, steps = engine.norms(), state_everywhere(engine), engine.steps()
+    norms, before, steps = engine.norms(), state_everywhere(engine, rank), engine.steps()
     taken = []
     for kind in ("loss", "gradient"):
         losses(engine, 6, 7, rank, world, poison=kind, taken=taken)
     kept = {part: tensors for part, tensors in before.items() if not part.startswith("ema")}  # averages go on
-    untouched = same(kept, {part: tensors for part, tensors in state_everywhere(engine).items() if part in kept})
+    untouched = same(kept, {part: tensors for part, tensors in state_everywhere(engine, rank).items() if part in kept})
     module = make_denoiser()
     module.load_state_dict(state["model"])
     resumed = make_engine(module, stage, world, **options)
-    resumed.load(state, 3, scaler)
+    resumed.load(functools.partial(checkpoint.read_vector, Folder(box[0])), 3, scaler)
     return {
         "unbroken": unbroken,
-        "restored": same(state, state_everywhere(resumed)),
+        "restored": same(state, state_everywhere(resumed, rank)),
         "resumed": losses(resumed, 3, 6, rank, world),
         "in_passes": losses(make_engine(make_denoiser(), stage, world, **options, micro_batch=3), 0, 3, rank, world,
                             passes=3),
@@ -183,16 +207,15 @@ def test_every_stage_of_two_workers_trains_alike_and_resumes_exactly(reference, 
 
 def part_of_it(rank, world, stage, folder, start, stop):
     """Losses of the steps [start, stop), from the checkpoint at `start` to one at `stop`."""
-    module, state = make_denoiser(), {}
+    module, earlier = make_denoiser(), Folder(str(folder / str(start)))
     if start:
-        state, cursor = checkpoint.load(folder / str(start), "a fingerprint")
-        module.load_state_dict(state["model"])
+        cursor = checkpoint.check_fingerprint(earlier, "a fingerprint")
+        module.load_state_dict(checkpoint.read_part(earlier, checkpoint.MODEL))
     engine = make_engine(module, stage, world)
     if start:
-        engine.load(state, cursor.steps, cursor.scaler)
-    found, state = losses(engine, start, stop, rank, world), engine.state()
-    if rank == 0:
-        checkpoint.save(folder / str(stop), state, checkpoint.Cursor(stop * BATCH, stop, "a fingerprint"))
+        engine.load(functools.partial(checkpoint.read_vector, earlier), cursor.steps, cursor.scaler)
+    found = losses(engine, start, stop, rank, world)
+    write(engine, Folder(str(folder / str(stop))), rank, checkpoint.Cursor(stop * BATCH, stop, "a fingerprint"))
     return found
 
 

@@ -58,8 +58,6 @@ def train_in(rank, world, folder, name, steps, options=(), is_preempted=lambda: 
                              f"trainer.checkpoint_every={10 * BATCH}", "trainer.precision=fp32", *options)
     out = Folder(str(folder / name))
     spec = TrainingSpec(settings, "a fingerprint", out, Folder(str(folder / "latents")), None, [0.0] * 4, [1.0] * 4)
-    newest = checkpoint.latest_complete(out / "checkpoints")
-    state, cursor = checkpoint.load(Path(newest.path), "a fingerprint") if newest else ({}, checkpoint.Cursor(0, 0, ""))
 
     class RecordingReader(CachedReader):
         def batches(self, *arguments):
@@ -71,13 +69,21 @@ def train_in(rank, world, folder, name, steps, options=(), is_preempted=lambda: 
                 yield batch
 
     def save(engine, cursor, since):
-        state = engine.state()
+        target, layout = out / "checkpoints" / checkpoint.directory_name(cursor.images), engine.layout()
+        checkpoint.write_vectors(target, rank, engine.snapshot())
         if rank == 0:
-            checkpoint.save(folder / name / "checkpoints" / checkpoint.directory_name(cursor.images), state, cursor)
+            checkpoint.write_state(target, layout, cursor)
 
     latent_spec = read_latent_spec(spec.latents)
     reader = RecordingReader(spec.latents, latent_spec, settings.seed, settings.condition.used)
-    return run_training_loop(spec, latent_spec, reader, rank, world, state, cursor, save, is_preempted)
+    return run_training_loop(spec, latent_spec, reader, rank, world, checkpoint.latest_complete(out / "checkpoints"),
+                             save, is_preempted)
+
+
+def state_at(folder, images):
+    """The whole state of a checkpoint, by part."""
+    saved = Folder(str(folder / "checkpoints" / checkpoint.directory_name(images)))
+    return {part: checkpoint.read_part(saved, part) for part in checkpoint.read_layout(saved).parts}
 
 
 def seen(folder, name, world):
@@ -129,8 +135,7 @@ def learn_each(rank, world, folder):
         spec = TrainingSpec(load_settings(*TINY, *options), "", Folder(""), Folder(str(folder / "latents")), None,
                             [0.0] * 4, [1.0] * 4)
         fresh = spec.denoiser(read_latent_spec(spec.latents)).state_dict()
-        name = checkpoint.directory_name(10 * BATCH)
-        learnt = checkpoint.load(folder / kind / "checkpoints" / name, "a fingerprint")[0]
+        learnt = state_at(folder / kind, 10 * BATCH)
         still[kind] = [name for name, value in learnt["model"].items() if torch.equal(value, fresh[name])
                        and not (kind in ("unconditional", "labels") and name.endswith("0.norm2.weight"))]
     return still
@@ -167,8 +172,7 @@ def held_out(rank, world, folder):
     latent_spec = read_latent_spec(spec.latents)
     reader, denoiser = CachedReader(spec.latents, latent_spec, 0, CONDITIONS).encoded, spec.denoiser(latent_spec).eval()
     losses = [held_out_losses(spec, denoiser, reader)[0]]
-    name = checkpoint.directory_name(STEPS * BATCH)
-    last = checkpoint.load(folder / "unbroken" / "checkpoints" / name, "a fingerprint")[0]
+    last = state_at(folder / "unbroken", STEPS * BATCH)
     denoiser.load_state_dict(last["model"])
     return [loss.numpy() for loss in [*losses, *(held_out_losses(spec, denoiser, reader)[0] for _ in range(2))]]
 
@@ -205,9 +209,7 @@ def test_a_hundred_steps_are_fifty_a_kill_and_fifty(unbroken, tmp_path, world):
     one, other = read_journal(Folder(str(unbroken / "unbroken"))), read_journal(Folder(str(tmp_path / "broken")))
     assert [entry["images"] for entry in one] == [entry["images"] for entry in other]
     assert [entry["loss"] for entry in one] == pytest.approx([entry["loss"] for entry in other], rel=1e-4)
-    last = checkpoint.directory_name(STEPS * BATCH)
-    first, second = (checkpoint.load(folder / "checkpoints" / last, "a fingerprint")[0]
-                     for folder in (unbroken / "unbroken", tmp_path / "broken"))
+    first, second = (state_at(folder, STEPS * BATCH) for folder in (unbroken / "unbroken", tmp_path / "broken"))
     for part, tensors in first.items():
         one, other = (torch.cat([side[part][key].flatten() for key in tensors]) for side in (first, second))
         gap = (one - other).norm() / one.norm()
@@ -232,8 +234,8 @@ def test_poisoned_batches_are_skipped_counted_and_end_the_training_with_their_id
     entries = read_journal(Folder(str(tmp_path / "some")))
     assert entries[-1]["skipped"] == 2
     assert all(math.isfinite(entry["loss"]) for entry in entries)
-    name = checkpoint.directory_name(2 * IMAGES)
-    state, cursor = checkpoint.load(tmp_path / "some/checkpoints" / name, "a fingerprint")
+    state = state_at(tmp_path / "some", 2 * IMAGES)
+    cursor = checkpoint.read_cursor(Folder(str(tmp_path / "some/checkpoints" / checkpoint.directory_name(2 * IMAGES))))
     assert cursor.steps == 2 * IMAGES // BATCH - 2
     assert all(value.isfinite().all() for tensors in state.values() for value in tensors.values())
     assert "in 1 batches" in again

@@ -10,10 +10,11 @@ import torch
 
 from cluster.storage import Folder
 from pipelines.generator.training import checkpoint, saver, validate
-from pipelines.generator.training.checkpoint import Cursor
+from pipelines.generator.training.checkpoint import Cursor, Layout
 from pipelines.generator.training.loop import TrainingSpec
+from pipelines.generator.training.sharded_state import Fragment
 
-STATE = {"model": {"w": torch.ones(4)}}
+LAYOUT = Layout(["model"], {"w": [4]}, [[Fragment("w", 0, 0, 4)]])
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def save(tiny, tmp_path):
     settings = tiny("validate.images=8", "validate.every=null", "trainer.images=1000")
     spec = TrainingSpec(settings, "f", Folder(str(tmp_path / "train")), Folder(""), None, [0.0], [1.0])
     saving = saver.CheckpointSaver(spec, 0)
-    engine = SimpleNamespace(state=lambda: STATE)
+    engine = SimpleNamespace(layout=lambda: LAYOUT, snapshot=lambda: {"model": torch.ones(4)})
 
     def save_at(images: int) -> None:
         saving(engine, Cursor(images, images, "f"), images - 64)
@@ -73,7 +74,7 @@ def test_an_upload_that_is_tried_again_lets_one_checkpoint_through(save, reports
     following.join(0.2)
     assert len(reports) == 1, "the second waits for the first"
     with monkeypatch.context() as faulty:
-        faulty.setattr(checkpoint, "save", lambda *_: (_ for _ in ()).throw(OSError("the storage is away")))
+        faulty.setattr(checkpoint, "write_vectors", lambda *_: (_ for _ in ()).throw(OSError("the storage is away")))
         for _ in range(2):
             with pytest.raises(OSError, match="away"):
                 upload(reports[0])
