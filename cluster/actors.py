@@ -48,7 +48,8 @@ class ActorPool:
             if self._busy or finished:
                 since = time.monotonic()
             else:
-                self.warn(f"waiting for an actor to start for {time.monotonic() - since:.0f} s: the cluster has no room")
+                self.warn(f"waiting for an actor to start for {time.monotonic() - since:.0f} s: the cluster has no "
+                          "room")
             for reference in finished:
                 if reference in self._starting:
                     self._started(reference)
