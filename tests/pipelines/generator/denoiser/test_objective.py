@@ -55,7 +55,7 @@ class Network(nn.Module):
         return self.layers(inputs).view(-1, *LATENT)
 
 
-def learn(settings: ObjectiveSettings, steps: int = 1_500, batch: int = 256) -> Network:
+def learn(settings: ObjectiveSettings, steps: int = 2_500, batch: int = 256) -> Network:
     torch.manual_seed(0)
     network, objective = Network(), Objective(settings, ConditionSettings(), "cpu")
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
