@@ -8,6 +8,8 @@ a factor of two between samples of the same images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from pipelines.graph.stage import Metrics, Stage
 from pipelines.metrics.diversity import ms_ssim
 from pipelines.metrics.fidelity import frechet_distance, prdc
 from pipelines.metrics.memorisation import memorisation, nearest_neighbours
+from pipelines.metrics.spectrum import power_spectrum, spectrum_error
 from pipelines.monitor.progress import say
 from pipelines.tables.images import images_by_id
 
@@ -59,13 +62,15 @@ def compare(
     reference, floor, sample = (test.draw(n, seed), train.draw(DRAWS * n, seed),
                                 synthetic.draw(DRAWS * n, seed, by=None))
     short = shortages(n, len(test), settings)
+    shown = min(n, 2 * settings.pairs)  # images decoded of each set: the most that the pairs can have
+    spectrum = power_spectrum(decoded(images, reference.ids[:shown]))
     metrics: Metrics = {"n": n}
     for suffix, features, table in (("", sample, corpus), ("_floor", floor, images)):
         values = fidelity(reference.embeddings, features.embeddings, settings.neighbours)
+        pixels = decoded(table, features.ids[:shown])
+        values |= spectrum_error(spectrum, power_spectrum(pixels))
         if n >= 2:
-            shown = features.ids[: min(n, 2 * settings.pairs)]  # the most images that the pairs can have
-            decoded = images_by_id(table, shown)
-            values["ms_ssim"] = ms_ssim(torch.from_numpy(decoded).to(device()), settings.pairs, seed)
+            values["ms_ssim"] = ms_ssim(pixels, settings.pairs, seed)
         metrics |= {name + suffix: round(value, 4) for name, value in values.items()}
     if n >= 2:
         folder.write("embedding.png", plots.scatter(host(reference.embeddings), host(sample.embeddings[:n])))
@@ -115,6 +120,11 @@ def nearest(folder: Folder, images: Folder, corpus: Folder, train: EmbeddingTabl
     folder.write("nearest.png", plots.nearest(*pairs, host(distances)[closest.numpy()]))
     return {name: round(value, 4) for name, value in memorisation(distances, floor).items()} | {
         "nearest_checked": len(synthetic)}
+
+
+def decoded(table: Folder, ids: Sequence[str]) -> Tensor:
+    """Images of a table, uint8 (N, 1, H, W) on this process's device."""
+    return torch.from_numpy(images_by_id(table, ids)).to(device())
 
 
 def host(values: Tensor) -> np.ndarray:

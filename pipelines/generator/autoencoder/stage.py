@@ -31,6 +31,7 @@ from pipelines.learning.readers import ImageReader
 from pipelines.learning.small_loop import CHECKPOINT, train_small_network
 from pipelines.learning.weights import save_model
 from pipelines.metrics.diversity import KERNEL, scale_weights
+from pipelines.metrics.spectrum import power_spectrum, spectrum_error
 from pipelines.monitor.progress import follow
 from pipelines.tables.draw import draw_rows
 from pipelines.tables.images import decode_images
@@ -40,7 +41,7 @@ GRID_IMAGES = 8
 
 
 def autoencoder(stage: Stage) -> Metrics:
-    """Returns PSNR (dB), MS-SSIM and the mean KL (nats per image) over a sample of the test split, and the size."""
+    """Returns what `measure` measures over a sample of the test split, and the size."""
     settings = stage.section(AutoencoderSettings)
     ingested = stage.metrics_of("ingest")
     splits = ingested["splits"]
@@ -75,8 +76,9 @@ def train_autoencoder(folder: Folder, table: Folder, settings: AutoencoderSettin
 
 @torch.no_grad()
 def measure(model: ModelMixin, images: np.ndarray, batch: int) -> Metrics:
-    """PSNR (dB) over all pixels, mean MS-SSIM and mean KL of uint8 images (N, 1, H, W), computed in batches."""
-    psnr, similarities, divergences = PeakSignalNoiseRatio(data_range=1.0), [], []
+    """Of reconstructions of uint8 images (N, 1, H, W), in batches: PSNR (dB) over all pixels, mean MS-SSIM, mean KL
+    (nats per image), and the differences between the power spectra (dB)."""
+    psnr, similarities, divergences, reconstructions = PeakSignalNoiseRatio(data_range=1.0), [], [], []
     weights = scale_weights(images.shape[-1])
     for chunk in (images[i : i + batch] for i in range(0, len(images), batch)):
         with autocast():
@@ -85,8 +87,11 @@ def measure(model: ModelMixin, images: np.ndarray, batch: int) -> Metrics:
         psnr.update(decoded, real)
         similarities.append(compute_ms_ssim(decoded, real, 2, data_range=1.0, kernel_size=KERNEL, weights=weights))
         divergences.append(posterior.kl().float())
+        reconstructions.append((decoded * 255).round().to(torch.uint8))
+    spectra = spectrum_error(power_spectrum(torch.from_numpy(images)), power_spectrum(torch.cat(reconstructions)))
     return {"psnr": round(psnr.compute().item(), 3), "ms_ssim": round(torch.cat(similarities).mean().item(), 4),
-            "kl": round(torch.cat(divergences).mean().item(), 2)}
+            "kl": round(torch.cat(divergences).mean().item(), 2),
+            **{name: round(value, 3) for name, value in spectra.items()}}
 
 
 def save_reconstructions(folder: Folder, model: ModelMixin, images: np.ndarray) -> None:

@@ -96,6 +96,15 @@ def test_other_images_score_far_from_the_floor(measure):
     assert metrics["ms_ssim"] > metrics["ms_ssim_floor"] + 0.2
 
 
+def test_noisy_images_have_too_much_fine_detail(measure):
+    metrics, _ = measure(FRESH)
+    noise = np.random.default_rng(0).normal(0, 3, FRESH.shape)
+    noisy, _ = measure(np.clip(FRESH + noise, 0, 255).astype(np.uint8))
+    assert metrics["detail"] == pytest.approx(metrics["detail_floor"], abs=1)
+    assert noisy["detail"] > metrics["detail"] + 3
+    assert noisy["spectrum_error"] > metrics["spectrum_error"] + 3
+
+
 def test_copies_of_training_images_are_detected(measure):
     fresh, _ = measure(FRESH)
     metrics, _ = measure(np.concatenate([FRESH[:30], TRAIN[:30]]))
