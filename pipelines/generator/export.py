@@ -9,7 +9,6 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKL, ModelMixin, PixArtTransformer2DModel, SchedulerMixin, UNet2DConditionModel
-from diffusers.utils import is_accelerate_available
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ SOURCES = Path(__file__).parent / "standalone"
 CUSTOM = {Conditioner: "conditioner", Encoder: "image_encoder", Pixels: "pixel_vae"}
 DENOISERS = {"unet": UNet2DConditionModel, "transformer": PixArtTransformer2DModel}
 INDEX = "model_index.json"
+HALF = "fp16"
 
 
 def assemble(
@@ -69,13 +69,34 @@ def save_pipeline(folder: Path, pipeline: RayographPipeline) -> None:
             file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def save_half(folder: Path, pipeline: RayographPipeline) -> None:
+    """Writes the models' float16 weights to `folder`, by the names that diffusers gives to `variant="fp16"`."""
+    for name, model in pipeline.components.items():
+        if isinstance(model, ModelMixin):
+            with torch.device("meta"):
+                half = type(model)(**{key: value for key, value in model.config.items() if not key.startswith("_")})
+            half.load_state_dict({key: value.half() for key, value in model.state_dict().items()}, assign=True)
+            half.save_pretrained(folder / name, variant=HALF)
+            (folder / name / "config.json").unlink()
+
+
 def export_generator(pipeline: RayographPipeline, folder: Folder) -> None:
-    """Write a diffusers folder that samples without this project, after verifying that it reproduces `pipeline`."""
+    """Write a diffusers folder that samples without this project, after verifying that it reproduces `pipeline`.
+
+    A second folder beside it, with `-fp16` in its name, holds the float16 weights.
+    """
     with tempfile.TemporaryDirectory() as staging_dir:
-        local = Path(staging_dir) / "generator"
+        local, half = Path(staging_dir) / "generator", Path(staging_dir) / "half"
         save_pipeline(local, pipeline)
         verify(local, pipeline)
-        folder.upload(str(local))
+        save_half(half, pipeline)
+        half_folder(folder).upload(half)
+        folder.upload(local)
+
+
+def half_folder(generator: Folder) -> Folder:
+    """The folder of the float16 weights of an exported generator."""
+    return Folder(f"{generator.uri}-{HALF}")
 
 
 def build_pipeline(denoiser: Denoiser, autoencoder: Folder, encoder: Folder, objective: ObjectiveSettings, steps: int,
@@ -108,7 +129,7 @@ def load_pipeline(folder: Path, **kwargs: Any) -> RayographPipeline:
     scheduler = getattr(diffusers, index["scheduler"][1], None)
     if not isinstance(scheduler, type) or not issubclass(scheduler, SchedulerMixin):
         raise UserError(f"{folder} names {index['scheduler'][1]}, which is not a diffusers scheduler")
-    options = {"use_safetensors": True, "low_cpu_mem_usage": is_accelerate_available(), **kwargs}
+    options = {"use_safetensors": True, **kwargs}
     vae = Pixels if index["vae"][1] == Pixels.__name__ else AutoencoderKL
     denoisers = {name: model for name, model in DENOISERS.items() if index[name][0]}
     models: dict[str, Any] = {"vae": vae, "conditioner": Conditioner, "encoder": Encoder, **denoisers}

@@ -26,7 +26,9 @@ pipe = DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_
 image = pipe().images[0]  # unconditional
 images = pipe(image=radiograph, batch_size=4).images  # conditioned on a real image
 images = pipe(embedding=embedding).images  # conditioned on an embedding{labels}
-```"""
+```
+On a GPU, add `torch_dtype=torch.float16, variant="fp16"`; on one with little memory, call
+`pipe.enable_model_cpu_offload()`."""
 
 USE_CORPUS = """\
 ## Use

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.storage import Folder
+from pipelines.generator.export import half_folder
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.progress import say
 from pipelines.publish.card import corpus_card, generator_card
@@ -43,6 +44,7 @@ def publish(stage: Stage) -> Metrics:
             source.download(local / "data" if artefact == "corpus" else local)
             (local / "README.md").write_text(cards[artefact])
             if artefact == "generator":
+                half_folder(source).download(local)
                 set_defaults(local, metrics["sample"])
             Folder(f"{stage.folder.uri}/{artefact}").upload(local)
             files += sum(path.is_file() for path in local.rglob("*"))

@@ -6,6 +6,7 @@ import timm
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,6 +69,7 @@ class Encoder(ModelMixin, ConfigMixin):
         return _unit_variance(self(images))
 
     @torch.no_grad()
+    @apply_forward_hook
     def embed_patches(self, images: Tensor, grid: int) -> tuple[Tensor, Tensor]:
         """Returns `embed`'s embeddings (B, D), and patch features (B, grid * grid, D) in row-major order.
 

@@ -1,5 +1,6 @@
 """The exported folder samples without the project, and `verify` sees damage."""
 
+import copy
 import json
 import os
 import subprocess
@@ -13,12 +14,14 @@ from diffusers import AutoencoderKL, schedulers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from cluster.storage import Folder
 from pipelines.generator.denoiser.network import build_denoiser
 from pipelines.generator.denoiser.objective import process
-from pipelines.generator.export import assemble, load_pipeline, save_pipeline, verify
+from pipelines.generator.export import assemble, export_generator, half_folder, load_pipeline, save_pipeline, verify
 from pipelines.generator.settings import ConditionSettings, DenoiserSettings, ObjectiveSettings
 from pipelines.generator.standalone.conditioner import Conditioner
 from pipelines.generator.standalone.image_encoder import Encoder
+from pipelines.generator.standalone.pipeline import Guidance
 from pipelines.generator.standalone.pixel_vae import Pixels
 
 LABELS = ["Effusion", "Mass"]
@@ -314,3 +317,114 @@ def test_the_export_samples_what_its_maker_samples(modules, tmp_path, objective)
                        for pipeline in (made_of, load(tmp_path / "e")))
     assert torch.equal(inside, outside)
     assert inside.isfinite().all()
+
+
+def test_guidance_holds_over_an_interval_of_the_steps(folder: Path) -> None:
+    pipeline = load(folder)
+    rows: list[int] = []
+    pipeline.unet.register_forward_pre_hook(lambda unet, arguments: rows.append(len(arguments[0])))
+
+    def run(**arguments) -> torch.Tensor:
+        rows.clear()
+        return pipeline(embedding=torch.ones(1, 16), generator=seeds(0)[0], num_inference_steps=4, output_type="latent",
+                        **{"guidance_scale": 3.0, **arguments}).images
+
+    everywhere, nowhere = run(), run(guidance_scale=1.0)
+    assert rows == [1, 1, 1, 1]
+    middle = run(guidance_start=0.25, guidance_end=0.75)
+    assert rows == [1, 2, 2, 1]
+    assert torch.allclose(run(guidance_end=0.0), nowhere, atol=1e-5)
+    assert torch.equal(run(guidance_start=0.0, guidance_end=1.0), everywhere)
+    assert not torch.allclose(middle, everywhere, atol=1e-3)
+    assert not torch.allclose(middle, nowhere, atol=1e-3)
+
+
+def test_rescaled_guidance_has_the_spread_of_the_conditional_prediction(folder: Path) -> None:
+    plain, conditional = torch.randn(2, 3, 4, 8, 8, generator=seeds(0)[0]) + 0.1
+    guided = Guidance(5.0, 0.0, 0.0, 1.0).combine(plain, conditional)
+    assert torch.allclose(guided, plain + 5 * (conditional - plain), atol=1e-5)
+    rescaled = Guidance(5.0, 1.0, 0.0, 1.0).combine(plain, conditional)
+    assert torch.allclose(rescaled.std((1, 2, 3)), conditional.std((1, 2, 3)), rtol=1e-4)
+    halfway = Guidance(5.0, 0.5, 0.0, 1.0).combine(plain, conditional)
+    assert torch.allclose(halfway, (guided + rescaled) / 2, atol=1e-5)
+    pipeline = load(folder)
+    run = {"embedding": torch.ones(1, 16), "output_type": "latent", "guidance_scale": 5.0}
+    images = [pipeline(**run, generator=seeds(0)[0], guidance_rescale=rescale).images for rescale in (0.0, 0.7)]
+    assert images[1].std() < images[0].std()
+
+
+def test_a_callback_sees_every_step_and_may_change_its_latents(folder: Path) -> None:
+    pipeline, seen = load(folder), []
+
+    def watch(made_by, step, timestep, tensors):
+        assert made_by is pipeline
+        seen.append((step, int(timestep), tensors["latents"].shape))
+        return {}
+
+    arguments = {"num_inference_steps": 3, "output_type": "latent"}
+    plain = pipeline(**arguments, generator=seeds(0)[0]).images
+    watched = pipeline(**arguments, generator=seeds(0)[0], callback_on_step_end=watch).images
+    assert torch.equal(watched, plain)
+    assert [(step, shape) for step, _, shape in seen] == [(k, (1, 4, 8, 8)) for k in range(3)]
+    assert [timestep for _, timestep, _ in seen] == pipeline.scheduler.timesteps.tolist()
+    zeros = pipeline(**arguments, callback_on_step_end=lambda *_: {"latents": torch.zeros(1, 4, 8, 8)}).images
+    assert not zeros.any()
+
+
+@pytest.mark.parametrize("condition", [
+    ConditionSettings(), ConditionSettings(embedding_tokens=1, patches=True, labels=False, mask=True),
+], ids=["usual", "patches-mask"])
+def test_each_model_computes_only_while_it_is_on_the_accelerator(modules, condition) -> None:
+    """As under `enable_model_cpu_offload`: a model is there from its own call until the next model's."""
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    pipeline, there, used = generator(copy.deepcopy(modules), condition=condition), [None], set()
+
+    class Move(ModelHook):
+        def __init__(self, name):
+            self.name = name
+
+        def pre_forward(self, module, *args, **kwargs):
+            there[0] = self.name
+            return args, kwargs
+
+    def check(name):
+        def hook(module, arguments):
+            assert there[0] == name, f"{name} computes while {there[0]} is on the accelerator"
+            used.add(name)
+        return hook
+
+    models = {name: model for name, model in pipeline.components.items() if isinstance(model, torch.nn.Module)}
+    for name, model in models.items():
+        for module in model.modules():
+            if not list(module.children()):
+                module.register_forward_pre_hook(check(name))
+        add_hook_to_module(model, Move(name))
+    arguments = {"mask": torch.ones(32, 32, dtype=torch.uint8)} if condition.mask else {}
+    pipeline(image=torch.rand(32, 32), **arguments)
+    assert used == models.keys()
+    pipeline.embed(torch.rand(32, 32))
+    if condition.patches:
+        pipeline(embedding=torch.ones(1, 16))
+        pipeline.embed_patches(torch.rand(32, 32))
+
+
+def test_float16_weights_load_as_a_variant(modules, tmp_path) -> None:
+    from diffusers import DiffusionPipeline
+
+    made_of, exported = generator(modules), Folder(f"{tmp_path}/generator")
+    export_generator(made_of, exported)
+    exported.download(tmp_path / "published")
+    half_folder(exported).download(tmp_path / "published")
+    for file in (tmp_path / "published").rglob("*.safetensors"):
+        if "fp16" not in file.name:
+            file.unlink()
+    arguments = {"custom_pipeline": str(tmp_path / "published"), "trust_remote_code": True}
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "published", torch_dtype=torch.float16, variant="fp16",
+                                                 **arguments)
+    for name in ("unet", "vae", "conditioner", "encoder"):
+        for key, value in getattr(made_of, name).state_dict().items():
+            assert torch.equal(getattr(pipeline, name).state_dict()[key], value.half()), key
+    images = pipeline(generator=seeds(0)[0], output_type="pt").images
+    assert images.isfinite().all()
+    assert torch.allclose(images, made_of(generator=seeds(0)[0], output_type="pt").images, atol=0.05)
