@@ -33,7 +33,7 @@ def from_timm(name: str, size: int) -> Encoder:
     try:
         with torch.device("meta"):
             template = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=overlay)
-        mean, std = (float(np.mean(template.pretrained_cfg[key])) for key in ("mean", "std"))
+        mean, std = (list(template.pretrained_cfg[key]) for key in ("mean", "std"))  # of red, green and blue
         side = whole_patches(size, template)
         model = Encoder(architecture, side, 3, mean, std)
         source = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0,

@@ -18,8 +18,8 @@ class Encoder(ModelMixin, ConfigMixin):
         architecture: timm model name; a vision transformer, since it must take `img_size` and `dynamic_img_size`.
         image_size: side in pixels that images are resized to.
         channels: input channels of the network; with 3, the gray image is repeated.
-        mean: subtracted from pixels in [0, 1].
-        std: the difference is divided by it.
+        mean: subtracted from pixels in [0, 1]; one number, or one for each input channel.
+        std: the difference is divided by it; as many numbers as `mean`.
         options: further keyword arguments of `timm.create_model`, JSON values only.
     """
 
@@ -29,14 +29,15 @@ class Encoder(ModelMixin, ConfigMixin):
         architecture: str = "vit_tiny_patch16_224",
         image_size: int = 64,
         channels: int = 1,
-        mean: float = 0.5,
-        std: float = 0.25,
+        mean: float | list[float] = 0.5,
+        std: float | list[float] = 0.25,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         arguments = {"img_size": image_size, "in_chans": channels, "num_classes": 0, "dynamic_img_size": True}
         self.vit = timm.create_model(architecture, pretrained=False, **arguments, **(options or {}))
-        self.image_size, self.channels, self.mean, self.std = image_size, channels, mean, std
+        self.image_size, self.channels = image_size, channels
+        self.mean, self.std = (list(value) if isinstance(value, list | tuple) else [value] for value in (mean, std))
 
     @property
     def embedding_dim(self) -> int:
@@ -57,8 +58,9 @@ class Encoder(ModelMixin, ConfigMixin):
         size = (self.image_size, self.image_size)
         if resize and images.shape[-2:] != size:
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
-        images = ((images - self.mean) / self.std).to(self.vit.patch_embed.proj.weight.dtype)
-        return images.expand(-1, self.channels, -1, -1)
+        channels = [(images - mean) / std for mean, std in zip(self.mean, self.std, strict=True)]
+        normalised = torch.cat(channels, dim=1).to(self.vit.patch_embed.proj.weight.dtype)
+        return normalised.expand(-1, self.channels, -1, -1)
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def test_a_model_of_timm_has_its_weights_and_statistics(hub, name, side):
     model = from_timm(name, 64)
     found = model.vit.state_dict()
     assert all(torch.equal(found[key], value) for key, value in weights.items() if "pos_embed" not in key)
-    assert (model.config.image_size, model.config.mean) == (side, pytest.approx(0.449, abs=1e-3))
+    assert (model.config.image_size, model.config.mean) == (side, [0.485, 0.456, 0.406])
     embedding, patches = model.eval().embed_patches(torch.rand(2, 1, 64, 64), 2)
     assert (embedding.shape, patches.shape) == ((2, 384), (2, 4, 384))
 
@@ -48,8 +48,23 @@ def test_rad_dino_is_read_from_its_makers_file_in_the_names_of_dinov2(hub):
     hub("microsoft/rad-dino", "backbone_compatible.safetensors", weights | {"mask_token": torch.zeros(1, 768)})
     model = from_timm("rad-dino", 64)
     assert torch.equal(model.vit.blocks[11].mlp.fc2.weight, weights["blocks.11.mlp.fc2.weight"].float())
-    assert (model.config.mean, model.config.std) == (pytest.approx(0.5307), pytest.approx(0.2583))
+    assert (model.config.mean, model.config.std) == ([0.5307] * 3, [0.2583] * 3)
     assert model.eval().embed(torch.rand(2, 1, 64, 64)).shape == (2, 768)
+
+
+def test_features_are_those_of_the_published_network_on_the_gray_image_as_rgb(hub):
+    from timm.data import create_transform, resolve_data_config
+    from torchvision.transforms import Compose
+
+    weights = {name: value + 0.1 * torch.randn_like(value) for name, value in weights_of(DINOV2).items()}
+    hub(f"timm/{DINOV2}", "model.safetensors", weights)  # new networks hardly look at the image
+    model = from_timm(DINOV2, 56).eval()
+    published = timm.create_model(DINOV2, pretrained=True, num_classes=0, img_size=56).eval()
+    normalise = Compose(create_transform(**resolve_data_config(model=published)).transforms[-1:])
+    images = torch.rand(2, 1, 56, 56)
+    with torch.no_grad():
+        expected = published(normalise(images.expand(-1, 3, -1, -1)))
+        assert torch.allclose(model(images), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["dino", "resnet18", "vit_small_patch14_dinov2.nosuch", DINOV2])
