@@ -31,6 +31,8 @@ class AutoencoderSettings(SmallTrainingSettings):
     """Channels of the latent."""
     kl_weight: float = 1e-5
     """Weight of the KL divergence from the posterior to a standard normal."""
+    spectral_weight: float = 1.0
+    """Weight of the spectral loss: amplitudes, and their logarithms, in windows of 16 px; 0: none."""
     perceptual: str | None = None
     """Network of MONAI's PerceptualLoss, whose weights are downloaded; null: no perceptual loss."""
     perceptual_weight: float = 0.1

@@ -1,18 +1,23 @@
-"""Losses of the autoencoder: reconstruction, KL, and optionally a perceptual and an adversarial loss
+"""Losses of the autoencoder: reconstruction, spectrum, KL, and optionally a perceptual and an adversarial loss
 (Rombach et al. 2022, arXiv 2112.10752)."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from diffusers import AutoencoderKL
 from monai.losses import PatchAdversarialLoss, PerceptualLoss
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cluster.errors import UserError
 from pipelines.generator.autoencoder.model import to_model_range
 from pipelines.generator.settings import AutoencoderSettings
 
+WINDOW = 16  # side of a window of the spectral loss, in pixels
+LOG_WEIGHT = 0.05  # of the logarithms' term
+ROUNDING = 1e-6  # power of the rounding to 8 bits in one coefficient of a window, for values in [-1, 1]
 DISCRIMINATOR = {"num_layers_d": 3, "channels": 32}
 
 
@@ -38,6 +43,9 @@ class Reconstruction(nn.Module):
         kl = posterior.kl().float().mean() / target[0].numel()
         parts = {"reconstruction": error.abs().mean() + error.square().mean(), "kl": kl}
         loss = parts["reconstruction"] + settings.kl_weight * kl
+        if settings.spectral_weight:
+            parts["spectral"] = spectral_loss(reconstruction, target)
+            loss = loss + settings.spectral_weight * parts["spectral"]
         if self.perceptual is not None:
             parts["perceptual"] = self.perceptual(reconstruction, target).float()
             loss = loss + settings.perceptual_weight * parts["perceptual"]
@@ -61,6 +69,27 @@ class Reconstruction(nn.Module):
         fake = adversarial_loss(discriminate(reconstruction.detach()), target_is_real=False, for_discriminator=True)
         real = adversarial_loss(discriminate(target), target_is_real=True, for_discriminator=True)
         return generator_loss, (fake + real) / 2
+
+
+def spectral_loss(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Difference between the amplitude spectra of images (B, C, H, W) in [-1, 1], in overlapping windows.
+
+    Mean absolute difference of amplitudes and of their logarithms: the STFT loss of audio synthesis (Yamamoto et al.
+    2020, arXiv 1910.11480) in two dimensions. Where the position of fine detail is lost in the latent, losses of pixels
+    prefer its mean, which is smooth; this one asks for detail of the right strength.
+    """
+    fake, real = (_amplitudes(images) for images in (reconstruction, target))
+    log_fake, log_real = ((amplitude.square() + ROUNDING).log() for amplitude in (fake, real))
+    return F.l1_loss(fake, real) + LOG_WEIGHT * F.l1_loss(log_fake, log_real)
+
+
+def _amplitudes(images: Tensor) -> Tensor:
+    """Amplitudes (B * windows, w, w // 2 + 1) of Hann windows that overlap by half."""
+    side = min(WINDOW, images.shape[-1])
+    hann = torch.hann_window(side, device=images.device)
+    windows = F.unfold(images.mean(1, keepdim=True), side, stride=side // 2).mT.reshape(-1, side, side)
+    centred = windows - windows.mean((1, 2), keepdim=True)
+    return torch.fft.rfft2(centred * hann[:, None] * hann, norm="ortho").abs()
 
 
 def _perceptual(network: str) -> nn.Module:
