@@ -22,7 +22,6 @@ from pipelines.generator.denoiser.objective import Objective
 from pipelines.generator.latents.dataset import CachedReader
 from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.generator.standalone.image_encoder import Encoder
-from pipelines.generator.training.checkpoint import Cursor
 from pipelines.generator.training.loop import run_training_loop
 from pipelines.graph.compose import load_settings
 from pipelines.learning.precision import autocast
@@ -93,7 +92,7 @@ def main() -> None:
         spec = training_spec(Folder(staging_dir), settings, ROWS, LATENT, WIDTH)
         latent_spec = read_latent_spec(spec.latents)
         reader = CachedReader(spec.latents, latent_spec, settings.seed, settings.condition.used)
-        run_training_loop(spec, latent_spec, reader, 0, 1, {}, Cursor(0, 0, "bench"), between, lambda: False)
+        run_training_loop(spec, latent_spec, reader, 0, 1, None, between, lambda: False)
         entries = read_journal(spec.folder)
     rates = {name: chunk / statistics.median(seconds[1:]) for name, seconds in times.items()}
     parameters = sum(p.numel() for p in bare.bare.model.parameters())

@@ -72,7 +72,7 @@ def images_seen(folder: Folder) -> int:
 def write_vectors(folder: Folder, rank: int, vectors: Tensors) -> None:
     """Write one worker's vectors (N,), float32 in CPU memory, by part."""
     for part, vector in vectors.items():
-        data = memoryview(vector.numpy())
+        data = vector.numpy().data
         header = json.dumps({part: {"dtype": "F32", "shape": [vector.numel()], "data_offsets": [0, data.nbytes]}})
         header = header.ljust(-(-len(header) // 8) * 8)
         folder.write_chunks(_file(part, rank), [len(header).to_bytes(8, "little"), header.encode(), data])
