@@ -6,9 +6,13 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 OBJECT_STORE_BYTES = 512 << 20  # enough for the blocks in flight of a laptop run; larger data spills to disk
+
+
+HIDE_GPUS = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
 
 
 @dataclass(frozen=True)
@@ -18,15 +22,33 @@ class Resources:
     cpus: int
     gpus: int
     node_cpus: int  # of the largest node: the most that one process can reserve
+    hides_gpus: bool = False  # the cluster has GPUs that must not be used
+    fixed: bool = False  # the cluster is this machine alone and cannot grow
 
     @property
-    def accelerator(self) -> dict[str, float]:
-        """Ray resources of one computing process: one GPU if the cluster has any, else one CPU."""
-        return {"num_gpus": 1, "num_cpus": 1} if self.gpus else {"num_cpus": 1}
+    def accelerator(self) -> dict[str, Any]:
+        """Ray options of one computing process: one GPU if there are any, else one CPU."""
+        return {"num_gpus": 1, "num_cpus": 1} if self.gpus else {"num_cpus": 1, **self.without_gpus}
+
+    @property
+    def without_gpus(self) -> dict[str, Any]:
+        """Ray options that hide the cluster's GPUs from a process: Ray shows them to one that reserved none."""
+        return HIDE_GPUS if self.gpus or self.hides_gpus else {}
 
     def cpus_each(self, processes: int) -> int:
         """CPUs that each of `processes` can reserve."""
         return min(max(self.cpus // processes, 1), self.node_cpus)
+
+
+def count_resources(accelerator_type: str | None = None) -> Resources:
+    """Totals of the nodes that are alive now; GPUs of one type only if it is given, by its name in Ray."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    typed = [node for node in nodes if accelerator_type is None or f"accelerator_type:{accelerator_type}" in node]
+    return Resources(cpus=int(sum(node.get("CPU", 0) for node in nodes)) or 1,
+                     gpus=int(sum(node.get("GPU", 0) for node in typed)),
+                     node_cpus=int(max([node.get("CPU", 0) for node in nodes], default=0)))
 
 
 @contextlib.contextmanager
@@ -53,9 +75,7 @@ def session() -> Iterator[Resources]:
                 logging_level="warning",
             )
     try:
-        total = ray.cluster_resources()
-        largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
-        yield Resources(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)), node_cpus=int(largest))
+        yield replace(count_resources(), fixed=ours and not os.environ.get("RAY_ADDRESS"))
     finally:
         if ours:
             ray.shutdown()

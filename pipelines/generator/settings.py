@@ -44,7 +44,7 @@ class AutoencoderSettings(SmallTrainingSettings):
 
     def check(self) -> None:
         self.check_training("autoencoder")
-        not_negative("autoencoder", self, "adversarial_weight")
+        not_negative("autoencoder", self, "spectral_weight", "adversarial_weight")
         fraction("autoencoder", self, "adversarial_start")
         for width in self.channels:
             require(width > 0 and width % 8 == 0, "autoencoder.channels", self.channels, "each must be a multiple of 8")
@@ -276,6 +276,12 @@ class TrainerSettings:
     """reader=stream: augment images with small random shifts, scalings and exposure changes."""
     encoder_actors: int | None = execution(None)
     """reader=stream: Ray actors that encode images; null: one per GPU not used for training, else one per 4 CPUs."""
+    accelerator: Literal["auto", "gpu", "cpu"] = execution("auto")
+    """gpu: one GPU per worker; cpu: none; auto: GPUs if the cluster has any when training starts."""
+    accelerator_type: str | None = execution(None)
+    """Train on GPUs of this type only, by its name in Ray (H100, A100-80G, …); null: on any."""
+    wait_seconds: float = execution(600.0)
+    """Time limit for the cluster to have room for the least number of workers, for instance while nodes start."""
     workers: int = execution(1)
     """Ray Train workers, one per GPU."""
     min_workers: int | None = execution(None)
@@ -317,8 +323,8 @@ class TrainerSettings:
         positive("trainer", self, "images", "batch", "lr", "workers", "min_workers", "checkpoint_every",
                  "keep_checkpoints", "milestone_every", "log_every", "grad_clip", "decay_after_images",
                  "shuffle_shards", "encoder_actors")
-        not_negative("trainer", self, "warmup_images", "checkpoint_seconds", "max_failures", "max_skipped_batches",
-                     "profile_steps")
+        not_negative("trainer", self, "warmup_images", "checkpoint_seconds", "wait_seconds", "max_failures",
+                     "max_skipped_batches", "profile_steps")
         fraction("trainer", self, "final_lr_fraction", "beta2")
         require(len(self.ema_halflife_images) > 0 and min(self.ema_halflife_images) > 0
                 and len(set(self.ema_halflife_images)) == len(self.ema_halflife_images), "trainer.ema_halflife_images",

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
+import os
 from pathlib import Path
 from typing import Any
 
 from cluster import scratch
-from cluster.errors import UserError
-from cluster.session import Resources, cores, use_cores
+from cluster.session import cores, use_cores
 from cluster.storage import Folder
 from cluster.tasks import IsolatedTask
 from pipelines.generator.latents.dataset import CachedReader, LatentReader
-from pipelines.generator.latents.encode import EncodingSpec
-from pipelines.generator.latents.feed import Feed, StreamPlan
-from pipelines.generator.latents.spec import LatentSpec, read_latent_spec
+from pipelines.generator.latents.feed import Feed
+from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.generator.latents.stream import StreamReader
-from pipelines.generator.settings import LatentsSettings, TrainerSettings
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.loop import TrainingSpec, run_training_loop
+from pipelines.generator.training.placement import trainer_cpus
 from pipelines.generator.training.saver import CheckpointSaver
 from pipelines.graph.stage import Stage
 from pipelines.monitor.progress import say
 
 COLLECTIVE_SECONDS = 600  # a worker that hangs costs the others this long; a checkpoint is written well within it
-MIN_CPUS = 0.1  # smallest CPU request of a worker
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
-HIDE_GPUS = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
 
 
 def run_trainer(spec: TrainingSpec, stage: Stage) -> Folder:
@@ -37,11 +33,9 @@ def run_trainer(spec: TrainingSpec, stage: Stage) -> Folder:
     """
     from ray.train import TrainingFailedError
 
-    trainer, resources = stage.settings.trainer, stage.resources
-    requested, available = trainer.workers, resources.gpus or resources.cpus
-    if (trainer.min_workers or requested) > available:
-        raise UserError(f"trainer.workers={requested}: the cluster has {available} "
-                        f"{'GPUs' if resources.gpus else 'CPUs'}")
+    trainer = stage.settings.trainer
+    if stage.resources.gpus:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
     checkpoints = stage.folder / "checkpoints"
     start = checkpoint.latest_complete(checkpoints)
     while True:
@@ -77,6 +71,7 @@ def _ray_trainer(spec: TrainingSpec, stage: Stage, earlier: Folder | None) -> An
             num_workers=(trainer.min_workers, trainer.workers) if trainer.min_workers else trainer.workers,
             use_gpu=resources.gpus > 0,
             resources_per_worker=None if resources.gpus else {"CPU": trainer_cpus(trainer, resources)},
+            accelerator_type=trainer.accelerator_type if resources.gpus else None,
         ),
         run_config=RunConfig(
             name="checkpoints",
@@ -86,52 +81,10 @@ def _ray_trainer(spec: TrainingSpec, stage: Stage, earlier: Folder | None) -> An
                                                checkpoint_score_attribute=trainer.select_by,
                                                checkpoint_score_order="min"),
             failure_config=FailureConfig(max_failures=trainer.max_failures),
+            worker_runtime_env=None if resources.gpus else resources.without_gpus.get("runtime_env"),
         ),
         validation_config=_validation_config(spec, stage),
     )
-
-
-def trainer_cpus(trainer: TrainerSettings, resources: Resources) -> float:
-    """CPUs per worker on a cluster without GPUs; with reader=stream some are left to read and encode images."""
-    if trainer.reader == "cached":
-        return resources.cpus_each(trainer.workers)
-    free = (resources.cpus - encoder_actors(trainer, resources)) / trainer.workers
-    return min(math.floor(free), resources.node_cpus) if free >= 1 else math.floor(free * 100) / 100
-
-
-def encoder_actors(trainer: TrainerSettings, resources: Resources) -> int:
-    """Number of actors that encode streamed images: on GPUs not used for training if there are any, else on CPUs."""
-    return trainer.encoder_actors or max(resources.gpus - trainer.workers, 0) or max(resources.cpus // 4, 1)
-
-
-def stream_plan(stage: Stage, spec: LatentSpec) -> StreamPlan | None:
-    """How images are streamed to the workers; None with reader=cached.
-
-    Raises UserError if the cluster has no room for both encoding actors and workers, or if a batch is larger than a
-    shuffle window.
-    """
-    trainer, resources = stage.section(TrainerSettings), stage.resources
-    if trainer.reader == "cached":
-        return None
-    smallest = sorted(rows for rows in spec.rows if rows)[: trainer.shuffle_shards]
-    if len(smallest) == trainer.shuffle_shards and sum(smallest) < trainer.batch:
-        raise UserError(f"trainer.shuffle_shards={trainer.shuffle_shards} shards hold fewer images than "
-                        f"trainer.batch={trainer.batch}; raise trainer.shuffle_shards or lower trainer.batch")
-    actors = encoder_actors(trainer, resources)
-    on_gpu = 0 < actors <= resources.gpus - trainer.workers
-    worker_cpus = 1.0 if resources.gpus else trainer_cpus(trainer, resources)
-    if worker_cpus < MIN_CPUS:
-        raise UserError(f"trainer.encoder_actors={actors} leaves too few of the {resources.cpus} CPUs for "
-                        f"trainer.workers={trainer.workers}; lower one of the two")
-    reserved = {"cpu": worker_cpus * trainer.workers} | ({"gpu": float(trainer.workers)} if resources.gpus else {})
-    ray_options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if on_gpu else {"num_cpus": 0.5}
-    if resources.gpus and not on_gpu:
-        ray_options |= HIDE_GPUS
-    encoding = EncodingSpec(stage.input("autoencoder"), stage.input("encoder"), stage.section(LatentsSettings),
-                            spec.logvar)
-    ray_options |= {"fn_constructor_args": (encoding, None if on_gpu else 1)}
-    return StreamPlan(stage.input("ingest") / "images", encoding, spec.rows, stage.seed, trainer.shuffle_shards,
-                      trainer.augment, actors, ray_options, reserved)
 
 
 def _validation_config(spec: TrainingSpec, stage: Stage) -> Any:
@@ -141,9 +94,8 @@ def _validation_config(spec: TrainingSpec, stage: Stage) -> Any:
 
     if not stage.settings.validate.images:
         return None
-    gpus = stage.resources.gpus
-    free_gpu = gpus > stage.settings.trainer.workers
-    hidden = HIDE_GPUS if gpus and not free_gpu else {}
+    free_gpu = stage.resources.gpus > stage.settings.trainer.workers
+    hidden = {} if free_gpu else stage.resources.without_gpus
     task = IsolatedTask(
         "pipelines.generator.training.ray_train:validate_checkpoint",
         {"num_gpus": int(free_gpu), "num_cpus": 0, **hidden},

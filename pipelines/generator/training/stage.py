@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.loop import TrainingSpec
-from pipelines.generator.training.ray_train import run_trainer, stream_plan
+from pipelines.generator.training.placement import stream_plan, training_resources
+from pipelines.generator.training.ray_train import run_trainer
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.journal import JOURNAL, median_rate, read_journal
 from pipelines.monitor.progress import follow, say
@@ -29,13 +31,13 @@ def train(stage: Stage) -> Metrics:
         UserError: the cluster has no room for the requested workers, or the settings do not fit the latents.
         FloatingPointError: too many batches had a non-finite loss.
     """
-    from pipelines.generator.autoencoder.model import load_autoencoder
-
     settings, trainer = stage.settings, stage.settings.trainer
-    config = load_autoencoder(stage.input("autoencoder")).config
+    stage = replace(stage, resources=training_resources(trainer, stage.resources))
+    config = (stage.input("autoencoder") / "model").read_json("config.json")
+    assert config is not None, "a finished autoencoder has its config"
     latent_spec = read_latent_spec(stage.input("latents"))
     spec = TrainingSpec(settings, stage.fingerprint, stage.folder, stage.input("latents"),
-                        stream_plan(stage, latent_spec), list(config.latents_mean), list(config.latents_std))
+                        stream_plan(stage, latent_spec), config["latents_mean"], config["latents_std"])
     with torch.device("meta"):
         spec.denoiser(latent_spec)  # raises if the network does not fit the latents, before any worker starts
     since = 0
