@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
+from safetensors.numpy import load_file
 from test_run import command, run
 
 from cluster.storage import Folder
@@ -38,6 +43,13 @@ def unscheduled(train: Folder) -> list[int]:
     return [images for images in sorted(map(int, known)) if images % EVERY >= 32]
 
 
+def drain(cluster, node) -> None:
+    """Announce that a node will be preempted."""
+    subprocess.run([Path(sys.executable).parent / "ray", "drain-node", "--address", cluster.address, "--node-id",
+                    node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test",
+                    "--deadline-remaining-seconds", "120"], check=True)
+
+
 def test_a_node_with_notice_is_left_with_a_checkpoint_and_a_new_one_is_taken(tmp_path):
     from ray.cluster_utils import Cluster
 
@@ -57,9 +69,7 @@ def test_a_node_with_notice_is_left_with_a_checkpoint_and_a_new_one_is_taken(tmp
         process = subprocess.Popen(training, env=os.environ | {"RAY_ADDRESS": cluster.address})
         wait_for(lambda: workers() == 2, process)
         assert checkpoint.latest_complete(train / "checkpoints") is None
-        subprocess.run([Path(sys.executable).parent / "ray", "drain-node", "--address", cluster.address, "--node-id",
-                        node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test",
-                        "--deadline-remaining-seconds", "120"], check=True)
+        drain(cluster, node)
         wait_for(lambda: unscheduled(train), process)
         [kept] = unscheduled(train)
         cluster.remove_node(node, allow_graceful=False)
@@ -77,3 +87,93 @@ def test_a_node_with_notice_is_left_with_a_checkpoint_and_a_new_one_is_taken(tmp
     assert seen[-1] == 90_000
     alone = [entry["images"] for entry in entries if entry["workers"] == 1]
     assert alone[0] > kept  # nothing that it holds was learnt again
+
+
+def kill_worker() -> bool:
+    """SIGKILL a training worker, without notice.  Returns whether there was one."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ray::RayTrainWorker" in " ".join(child.cmdline()):
+                child.kill()
+                return True
+    return False
+
+
+def test_ten_failures_with_and_without_notice_change_nothing(tmp_path):
+    """Kills of the worker, and nodes that are announced to go and that another one replaces, in turn."""
+    from ray.cluster_utils import Cluster
+
+    for stage in ("ingest", "autoencoder", "encoder", "latents"):
+        run(tmp_path, stage=stage)
+    shutil.copytree(tmp_path / "run", tmp_path / "calm" / "run")
+    options = ("trainer.images=96000", "trainer.checkpoint_every=2000")
+    run(tmp_path / "calm", *options, stage="train")
+    train = Folder(str(tmp_path / "run" / "train"))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    process = None
+
+    def seen() -> int:
+        latest = checkpoint.latest_complete(train / "checkpoints")
+        return checkpoint.images_seen(latest) if latest else 0
+
+    try:
+        node = cluster.add_node(num_cpus=1)
+        process = subprocess.Popen(command(tmp_path, *options, stage="train"),
+                                   env=os.environ | {"RAY_ADDRESS": cluster.address})
+        for failure in range(10):
+            before = seen()
+            wait_for(lambda before=before: seen() > before, process)
+            if failure % 2:
+                assert kill_worker()
+            else:
+                drain(cluster, node)
+                following = cluster.add_node(num_cpus=1)
+                cluster.remove_node(node, allow_graceful=False)
+                node = following
+        assert seen() < 96_000, "training was over before the last failure"
+        assert process.wait(900) == 0
+    finally:
+        if process and process.poll() is None:
+            process.kill()
+        cluster.shutdown()
+    images = [entry["images"] for entry in read_journal(train)]
+    assert images == sorted(set(images))
+    disturbed, calm = (load_file(storage / "run/train/generator/unet/diffusion_pytorch_model.safetensors")
+                       for storage in (tmp_path, tmp_path / "calm"))
+    assert all(np.array_equal(disturbed[name], value) for name, value in calm.items())
+
+
+def test_a_node_that_never_comes_back_is_done_without(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    train = Folder(str(tmp_path / "run" / "train"))
+    for stage in ("ingest", "autoencoder", "encoder", "latents"):
+        run(tmp_path, stage=stage)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    process = None
+    try:
+        node = cluster.add_node(num_cpus=1)
+        process = subprocess.Popen(
+            command(tmp_path, "trainer.workers=2", "trainer.min_workers=1", "trainer.images=30000",
+                    f"trainer.checkpoint_every={EVERY}", stage="train"),
+            env=os.environ | {"RAY_ADDRESS": cluster.address})
+        wait_for(lambda: checkpoint.latest_complete(train / "checkpoints") is not None, process)
+        cluster.remove_node(node, allow_graceful=False)
+        assert process.wait(600) == 0
+    finally:
+        if process and process.poll() is None:
+            process.kill()
+        cluster.shutdown()
+    workers = [entry["workers"] for entry in read_journal(train)]
+    assert (workers[0], workers[-1]) == (2, 1)
+    assert read_journal(train)[-1]["images"] == 30_000
+
+
+def test_a_validation_that_hangs_is_ended_and_training_goes_on(tmp_path):
+    for stage in ("ingest", "autoencoder", "encoder", "latents"):
+        run(tmp_path, stage=stage)
+    told = run(tmp_path, "validate.images=16", "validate.steps=900", "validate.sample_images=16",
+               "validate.frechet_images=16", "validate.max_seconds=3", stage="train")
+    assert "the last checkpoint could not be validated" in told
+    assert read_journal(Folder(str(tmp_path / "run" / "train")))[-1]["images"] == 1_024
+    assert (tmp_path / "run/train/generator/model_index.json").exists()

@@ -358,6 +358,8 @@ class ValidateSettings:
     every: int | None = execution(None)
     """Images between validations; null: every checkpoint. None starts while another runs, except that of the last
     checkpoint."""
+    max_seconds: float = execution(3_600.0)
+    """Time limit of one validation: one that hangs is ended, and the next checkpoint validated."""
     images: int = execution(512)
     """Val images used for the validation loss (at fixed noise), at most; 0: no validation."""
     sample_images: int = execution(8)
@@ -375,7 +377,7 @@ class ValidateSettings:
     sample.guidance)."""
 
     def check(self) -> None:
-        positive("validate", self, "every", "frechet_every", "batch", "steps")
+        positive("validate", self, "every", "max_seconds", "frechet_every", "batch", "steps")
         not_negative("validate", self, "images", "sample_images", "frechet_images", "guidance")
         require(self.frechet_images == 0 or self.frechet_images >= 2, "validate.frechet_images", self.frechet_images,
                 "must be at least 2, or 0")

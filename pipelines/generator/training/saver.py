@@ -19,7 +19,6 @@ from pipelines.generator.training.loop import TrainingSpec
 from pipelines.generator.training.sharded_state import Tensors
 
 WORST = 1e30  # reported for a checkpoint not yet validated: without it Ray would rank it best and delete validated ones
-VALIDATION_SECONDS = 3600.0  # timeout: a validation that hangs delays the next one and keeps its checkpoint
 
 
 class CheckpointSaver:
@@ -70,11 +69,11 @@ class CheckpointSaver:
             return False
         if self._validation and cursor.images < self.spec.settings.trainer.images:
             images, start = self._validation
-            if now - start < VALIDATION_SECONDS and not validate.validation_at(folder, images):
+            if now - start < settings.max_seconds and not validate.validation_at(folder, images):
                 return False
         self._validation = cursor.images, now
         frechet = settings.frechet_images > 0 and self._due(cursor, since, settings.frechet_every)
-        return ValidationTaskConfig(fn_kwargs={"frechet": frechet}, timeout_s=VALIDATION_SECONDS)
+        return ValidationTaskConfig(fn_kwargs={"frechet": frechet}, timeout_s=settings.max_seconds)
 
     def _write(self, folder: Folder, vectors: Tensors, cursor: Cursor, milestone: bool, empty: Any, name: str) -> Any:
         """Write this worker's files to checkpoints/, and to milestones/ if it is one; runs in a thread.

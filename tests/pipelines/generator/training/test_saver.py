@@ -38,7 +38,7 @@ def save(tiny, tmp_path):
     def save_at(images: int) -> None:
         saving(engine, Cursor(images, images, "f"), images - 64)
 
-    save_at.folder = spec.folder
+    save_at.folder, save_at.settings = spec.folder, settings
     return save_at
 
 
@@ -59,8 +59,8 @@ def test_none_is_validated_while_another_is_but_the_last_always(save, reports):
     assert [bool(arguments["validation"]) for _, arguments in reports[3:]] == [True, False, True]
 
 
-def test_a_validation_that_hangs_holds_up_the_next_for_a_time_only(save, reports, monkeypatch):
-    monkeypatch.setattr(saver, "VALIDATION_SECONDS", 1e-9)
+def test_a_validation_that_hangs_holds_up_the_next_for_a_time_only(save, reports):
+    save.settings.validate.max_seconds = 1e-9
     for images in (64, 128):
         save(images)
         upload(reports[-1])
