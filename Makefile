@@ -6,7 +6,7 @@ DATA   ?=
 NAME   ?= demo
 STORAGE ?= runs
 
-.PHONY: help setup demo test test-slow lint docs bench bench-gpu rehearse clean
+.PHONY: help setup demo test test-slow lint docs bench bench-gpu roofline rehearse clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ bench: setup ## Speed against named baselines: one JSON line a figure
 
 bench-gpu: setup ## Training throughput of large denoisers on one GPU, as a table
 	$(BIN)/python tests/bench/gpu.py
+
+roofline: setup ## Predicted MFU of large denoisers on an H100, from counted calls, FLOPs and bytes
+	$(BIN)/python tests/bench/roofline.py
 
 rehearse: setup ## The list of 868,000 images; every stage at 20,000 and 100,000 films: seconds, memory (two hours, 30 GB)
 	$(BIN)/python tests/bench/whole_set.py

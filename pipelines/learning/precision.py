@@ -21,6 +21,13 @@ def bf16_is_fast() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
+def use_tensor_cores() -> None:
+    """On a GPU: float32 products in TF32, and for each convolution the algorithm that is measured fastest."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
 def autocast() -> contextlib.AbstractContextManager:
     """Autocast to bfloat16 if it is fast; else float32."""
     return torch.autocast(device(), torch.bfloat16) if bf16_is_fast() else contextlib.nullcontext()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cluster.session import device
 from cluster.storage import Folder
 from pipelines.learning.order import step_seed
-from pipelines.learning.precision import autocast
+from pipelines.learning.precision import autocast, use_tensor_cores
 from pipelines.learning.readers import Batch, Reader
 from pipelines.learning.schedule import warmup_cosine
 from pipelines.learning.settings import SmallTrainingSettings
@@ -38,6 +38,7 @@ def train_small_network(module: nn.Module, loss: Loss, settings: SmallTrainingSe
     Raises:
         FloatingPointError: the loss is not finite.
     """
+    use_tensor_cores()
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, settings.lr, (0.9, settings.beta2), weight_decay=settings.weight_decay,
                                   fused=True)

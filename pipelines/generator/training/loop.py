@@ -30,6 +30,7 @@ from pipelines.generator.training.interval_log import IntervalLogger, everywhere
 from pipelines.generator.training.schedule import learning_rate
 from pipelines.generator.training.skipped import FILE, SkippedBatches
 from pipelines.graph.settings import Settings
+from pipelines.learning.precision import use_tensor_cores
 from pipelines.monitor.journal import Journal
 
 Save = Callable[[DeepSpeedTrainer, Cursor, int], None]  # the int: images at the previous checkpoint
@@ -73,6 +74,7 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
         Why training stopped early, or None.
     """
     settings, trainer, where = spec.settings, spec.settings.trainer, device()
+    use_tensor_cores()
     denoiser = spec.denoiser(latent_spec)
     flops = training_flops(denoiser, latent_spec.latent)
     cursor = Cursor(0, 0, spec.fingerprint)
