@@ -6,7 +6,7 @@ DATA   ?=
 NAME   ?= demo
 STORAGE ?= runs
 
-.PHONY: help setup demo test test-slow lint docs bench bench-gpu roofline rehearse clean
+.PHONY: help setup demo test test-slow lint docs bench bench-gpu roofline traffic rehearse clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ bench-gpu: setup ## Training throughput of large denoisers on one GPU, as a tabl
 
 roofline: setup ## Predicted MFU of large denoisers on an H100, from counted calls, FLOPs and bytes
 	$(BIN)/python tests/bench/roofline.py
+
+traffic: setup ## What a training asks of its storage at 8 to 512 GPUs, simulated
+	$(BIN)/python tests/bench/traffic.py
 
 rehearse: setup ## The list of 868,000 images; every stage at 20,000 and 100,000 films: seconds, memory (two hours, 30 GB)
 	$(BIN)/python tests/bench/whole_set.py

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-OTHERS = ("__main__", "report", "table", "bare", "gpu", "rehearse", "whole_set", "roofline")
+OTHERS = ("__main__", "report", "table", "bare", "gpu", "rehearse", "whole_set", "roofline", "traffic")
 scripts = [script for script in sorted(Path(__file__).parent.glob("*.py")) if script.stem not in OTHERS]
 failed = [script.stem for script in scripts if subprocess.run([sys.executable, script]).returncode]
 sys.exit(f"benchmarks that failed: {', '.join(failed)}" if failed else 0)

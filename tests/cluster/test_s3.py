@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import empty
@@ -102,6 +103,21 @@ def test_a_folder_on_s3_behaves_as_one_on_disk(buckets, tmp_path):
     empty(folder)
     assert folder.names() == []
     assert Folder("s3://results").names() == ["back"]
+
+
+def test_a_large_file_is_uploaded_in_parts_and_shows_only_when_it_is_whole(faulty, buckets):
+    folder, numbers = Folder("s3://results/train"), np.arange(6_000_000, dtype=np.float32)
+    faulty.requests.clear()
+    folder.write_chunks("model.safetensors", [b"header", numbers.data])
+    assert folder.read("model.safetensors") == b"header" + numbers.tobytes()
+    parts = [path for method, path, _ in faulty.requests if method == "PUT"]
+    assert parts.count("/results/train/model.safetensors") > 2
+    faulty.answer = lambda environ: "partNumber=2" in environ["QUERY_STRING"] and ("403 Forbidden", "AccessDenied")
+    with pytest.raises(PermissionError, match=r"results/train/other\.safetensors"):
+        folder.write_chunks("other.safetensors", [numbers.data])
+    faulty.answer = None
+    assert folder.names() == ["model.safetensors"]
+    assert "Uploads" not in buckets.list_multipart_uploads(Bucket="results")
 
 
 def test_missing_objects_and_buckets_are_file_errors(buckets):

@@ -80,7 +80,8 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
     cursor = Cursor(0, 0, spec.fingerprint)
     if resumed:
         cursor = checkpoint.check_fingerprint(resumed, spec.fingerprint)
-        denoiser.load_state_dict(checkpoint.read_part(resumed, checkpoint.MODEL))
+        if rank == 0:  # whose weights DeepSpeed broadcasts
+            denoiser.load_state_dict(checkpoint.read_part(resumed, checkpoint.MODEL))
     if trainer.activation_checkpointing:
         denoiser.network.enable_gradient_checkpointing()
     if trainer.compile:
