@@ -48,8 +48,7 @@ class ActorPool:
             if self._busy or finished:
                 since = time.monotonic()
             else:
-                self.warn(f"waiting for an actor to start for {time.monotonic() - since:.0f} s: the cluster has no "
-                          "room")
+                self.warn(f"waiting for an actor to start for {time.monotonic() - since:.0f} s")
             for reference in finished:
                 if reference in self._starting:
                     self._started(reference)
@@ -73,9 +72,12 @@ class ActorPool:
             _result(reference)
         except _Death as death:
             self._failed_starts += not death.preempted
-            if self._failed_starts == MAX_ATTEMPTS:
+            if self._failed_starts < MAX_ATTEMPTS:
+                self._start()
+            elif self._busy or self._idle or self._starting:
+                self.warn(f"{MAX_ATTEMPTS} actors died while they started ({death}); going on with fewer")
+            else:
                 raise RuntimeError(f"{MAX_ATTEMPTS} actors died while they started; the last error: {death}") from death
-            self._start()
         else:
             self._failed_starts = 0
             self._idle.append(actor)

@@ -35,6 +35,10 @@ class Resources:
         """Ray options that hide the cluster's GPUs from a process: Ray shows them to one that reserved none."""
         return HIDE_GPUS if self.gpus or self.hides_gpus else {}
 
+    def refreshed(self) -> Resources:
+        """Totals now: nodes may have come or gone."""
+        return replace(count_resources(), fixed=self.fixed)
+
     def cpus_each(self, processes: int) -> int:
         """CPUs that each of `processes` can reserve."""
         return min(max(self.cpus // processes, 1), self.node_cpus)

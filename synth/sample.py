@@ -85,6 +85,7 @@ class SamplingActor:
         self.sampler = Sampler(spec.generator, settings.steps, settings.guidance, settings.batch)
         self.pool, self.label_names = Pool(spec.latents, index), index.label_names
         given = self.sampler.pipeline.conditioner.shapes.keys()
+        self.strategy_name = settings.strategy if given else "unconditional"
         self.strategy = find_strategy(settings.strategy) if given else unconditional
         self.shows_findings = bool(given & {"embedding", "patches", "labels"})  # a mask alone does not
 
@@ -104,7 +105,7 @@ class SamplingActor:
             "image": encode_png(image),
             "labels": self._findings(condition, PRESENT),
             "absent": self._findings(condition, ABSENT),
-            "strategy": spec.settings.strategy,
+            "strategy": self.strategy_name,
             "source_image_ids": list(condition.sources),
             "seed": spec.seed,
             "index": index,

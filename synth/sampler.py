@@ -14,7 +14,7 @@ from cluster.session import device
 from cluster.storage import Folder
 from pipelines.generator.export import load_pipeline
 from pipelines.learning.order import step_seed
-from pipelines.learning.precision import bf16_is_fast, use_tensor_cores
+from pipelines.learning.precision import bf16_is_fast
 from synth.conditions import Condition
 
 
@@ -27,7 +27,6 @@ class Sampler:
             generator.download(staging)
             self.pipeline = load_pipeline(Path(staging)).to(device())
         self.pipeline.set_progress_bar_config(disable=True)
-        use_tensor_cores()
         self.pipeline.vae.to(memory_format=torch.channels_last)
         if bf16_is_fast():
             self.pipeline.denoiser.to(torch.bfloat16)

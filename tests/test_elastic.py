@@ -175,5 +175,8 @@ def test_a_validation_that_hangs_is_ended_and_training_goes_on(tmp_path):
     told = run(tmp_path, "validate.images=16", "validate.steps=900", "validate.sample_images=16",
                "validate.frechet_images=16", "validate.max_seconds=3", stage="train")
     assert "the last checkpoint could not be validated" in told
+    snapshot = (tmp_path / "run/train/checkpoints" / SNAPSHOT).read_text()
+    timed_out = json.loads(snapshot)["timed_out_validation_checkpoint_dir_names"]
+    assert checkpoint.directory_name(1_024) in timed_out
     assert read_journal(Folder(str(tmp_path / "run" / "train")))[-1]["images"] == 1_024
     assert (tmp_path / "run/train/generator/model_index.json").exists()

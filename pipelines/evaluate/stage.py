@@ -63,11 +63,11 @@ def compare(
                                 synthetic.draw(DRAWS * n, seed, by=None))
     short = shortages(n, len(test), settings)
     shown = min(n, 2 * settings.pairs)  # images decoded of each set: the most that the pairs can have
-    spectrum = power_spectrum(decoded(images, reference.ids[:shown]))
+    real, held_out = decoded(images, [*floor.ids[:shown], *reference.ids[:shown]]).split(shown)
+    spectrum = power_spectrum(held_out)
     metrics: Metrics = {"n": n}
-    for suffix, features, table in (("", sample, corpus), ("_floor", floor, images)):
+    for suffix, features, pixels in (("", sample, decoded(corpus, sample.ids[:shown])), ("_floor", floor, real)):
         values = fidelity(reference.embeddings, features.embeddings, settings.neighbours)
-        pixels = decoded(table, features.ids[:shown])
         values |= spectrum_error(spectrum, power_spectrum(pixels))
         if n >= 2:
             values["ms_ssim"] = ms_ssim(pixels, settings.pairs, seed)

@@ -1,5 +1,6 @@
 """Writes a generator as a diffusers folder that samples without this project, reads it back, and checks it."""
 
+import inspect
 import json
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ from pipelines.generator.standalone.conditioner import Conditioner
 from pipelines.generator.standalone.image_encoder import Encoder
 from pipelines.generator.standalone.pipeline import RayographPipeline
 from pipelines.generator.standalone.pixel_vae import Pixels
+from pipelines.monitor.progress import say
 
 SOURCES = Path(__file__).parent / "standalone"
 # The project's own classes, and the published modules that define them.
@@ -73,8 +75,9 @@ def save_half(folder: Path, pipeline: RayographPipeline) -> None:
     """Writes the models' float16 weights to `folder`, by the names that diffusers gives to `variant="fp16"`."""
     for name, model in pipeline.components.items():
         if isinstance(model, ModelMixin):
+            known = inspect.signature(type(model)).parameters  # a config may hold more
             with torch.device("meta"):
-                half = type(model)(**{key: value for key, value in model.config.items() if not key.startswith("_")})
+                half = type(model)(**{key: value for key, value in model.config.items() if key in known})
             half.load_state_dict({key: value.half() for key, value in model.state_dict().items()}, assign=True)
             half.save_pretrained(folder / name, variant=HALF)
             (folder / name / "config.json").unlink()
@@ -83,15 +86,26 @@ def save_half(folder: Path, pipeline: RayographPipeline) -> None:
 def export_generator(pipeline: RayographPipeline, folder: Folder) -> None:
     """Write a diffusers folder that samples without this project, after verifying that it reproduces `pipeline`.
 
-    A second folder beside it, with `-fp16` in its name, holds the float16 weights.
+    A second folder beside it, with `-fp16` in its name, holds the float16 weights, if all are finite.
     """
     with tempfile.TemporaryDirectory() as staging_dir:
         local, half = Path(staging_dir) / "generator", Path(staging_dir) / "half"
         save_pipeline(local, pipeline)
         verify(local, pipeline)
-        save_half(half, pipeline)
+        half.mkdir()
+        if too_large := _beyond_half(pipeline):
+            say(f"export: no float16 weights, as {too_large} is beyond their range")
+        else:
+            save_half(half, pipeline)
         half_folder(folder).upload(half)
         folder.upload(local)
+
+
+def _beyond_half(pipeline: RayographPipeline) -> str | None:
+    """The first parameter that float16 cannot hold, or None."""
+    largest = torch.finfo(torch.float16).max
+    return next((f"{name}.{key}" for name, model in pipeline.components.items() if isinstance(model, ModelMixin)
+                 for key, value in model.state_dict().items() if value.abs().max() > largest), None)
 
 
 def half_folder(generator: Folder) -> Folder:

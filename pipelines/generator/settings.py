@@ -262,7 +262,8 @@ class TrainerSettings:
     """Half-lives of the exponential moving averages (EMA) of the weights, in images; the EMA with the lowest
     validation loss is exported."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Mixed-precision data type of matrix products; fp32 is used if the hardware has no units for the others."""
+    """Mixed-precision data type of matrix products; fp32 is used if the hardware has no units for the others. What
+    stays in float32 under bf16 and fp16 is computed in TF32 on GPUs that have it."""
     select_by: Literal["val_loss", "val_frechet"] | None = None
     """Export the checkpoint with the lowest value of this metric; null: the last one."""
     max_skipped_batches: int = execution(10)
@@ -279,7 +280,8 @@ class TrainerSettings:
     accelerator: Literal["auto", "gpu", "cpu"] = execution("auto")
     """gpu: one GPU per worker; cpu: none; auto: GPUs if the cluster has any when training starts."""
     accelerator_type: str | None = execution(None)
-    """Train on GPUs of this type only, by its name in Ray (H100, A100-80G, …); null: on any."""
+    """Train on GPUs of this type only, by its name in Ray (H100, A100-80G, …); null: on any. With accelerator=auto it
+    means gpu."""
     wait_seconds: float = execution(600.0)
     """Time limit for the cluster to have room for the least number of workers, for instance while nodes start."""
     workers: int = execution(1)
@@ -326,6 +328,8 @@ class TrainerSettings:
         not_negative("trainer", self, "warmup_images", "checkpoint_seconds", "wait_seconds", "max_failures",
                      "max_skipped_batches", "profile_steps")
         fraction("trainer", self, "final_lr_fraction", "beta2")
+        require(self.accelerator_type is None or self.accelerator != "cpu", "trainer.accelerator_type",
+                self.accelerator_type, "is of GPUs, but trainer.accelerator=cpu")
         require(len(self.ema_halflife_images) > 0 and min(self.ema_halflife_images) > 0
                 and len(set(self.ema_halflife_images)) == len(self.ema_halflife_images), "trainer.ema_halflife_images",
                 self.ema_halflife_images, "needs one or more different numbers above 0, in brackets")
@@ -358,6 +362,9 @@ class ValidateSettings:
     every: int | None = execution(None)
     """Images between validations; null: every checkpoint. None starts while another runs, except that of the last
     checkpoint."""
+    accelerator: Literal["auto", "gpu", "cpu"] = execution("auto")
+    """gpu: a GPU beside those of the workers; cpu: the CPUs of one node, too slow for a Fréchet distance of a large
+    denoiser; auto: a GPU if the cluster has more than trainer.workers when training starts."""
     max_seconds: float = execution(3_600.0)
     """Time limit of one validation: one that hangs is ended, and the next checkpoint validated."""
     images: int = execution(512)

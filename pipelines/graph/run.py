@@ -54,7 +54,7 @@ def run_stages(settings: Settings, nodes: Iterable[str], *, redo: bool) -> bool:
             plan.check_inputs(node)
             plan.begin(node, redo=True)
             say(f"{node}: starts")
-            metrics = plan.execute(node, resources)["metrics"]
+            metrics = plan.execute(node, resources.refreshed())["metrics"]
             say(f"{node}: done in {metrics['seconds']:.0f} s, {metrics['peak_rss_mb']:.0f} MiB at most")
     return True
 

@@ -68,8 +68,8 @@ def corpus_card(settings: Settings, metrics: MetricsByStage, record: dict[str, A
         ("images", sampled.get("images")), ("strategy", sampled.get("strategy")), ("steps", sampled.get("steps")),
         ("guidance", sampled.get("guidance")), ("generator (training fingerprint)", record["fingerprint"])])
     return _join(header.to_yaml(), f"# {settings.name}: synthetic chest X-rays",
-                 "Every row gives the real images that its condition was made from (`source_image_ids`, content "
-                 "hashes), its seed and its generator.",
+                 "Every row gives the real images that its condition was made from, if any (`source_image_ids`, "
+                 "content hashes), its seed and its generator.",
                  USE_CORPUS, _sources(metrics), "## Sampling\n" + sampling,
                  _quality(metrics), _privacy(failed), LIMITS)
 

@@ -44,7 +44,8 @@ def publish(stage: Stage) -> Metrics:
             source.download(local / "data" if artefact == "corpus" else local)
             (local / "README.md").write_text(cards[artefact])
             if artefact == "generator":
-                half_folder(source).download(local)
+                if (half := half_folder(source)).names():
+                    half.download(local)
                 set_defaults(local, metrics["sample"])
             Folder(f"{stage.folder.uri}/{artefact}").upload(local)
             files += sum(path.is_file() for path in local.rglob("*"))

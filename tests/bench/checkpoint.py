@@ -60,7 +60,7 @@ def copy_and_write(count: int) -> tuple[float, float]:
         copies.append(time.perf_counter() - start)
     with tempfile.TemporaryDirectory() as staging_dir:
         start = time.perf_counter()
-        checkpoint.write_vectors(Folder(staging_dir), 0, vectors)
+        checkpoint.write_vectors(Folder(staging_dir), layout, 0, vectors)
         checkpoint.write_state(Folder(staging_dir), layout, Cursor(0, 0, ""))
         written = time.perf_counter() - start
     return statistics.median(copies[1:]), written

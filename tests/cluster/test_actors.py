@@ -81,6 +81,16 @@ def test_actors_that_never_start_end_the_run(ray_cluster, tmp_path):
         list(pool(tmp_path, StillBorn)[0].run(range(8)))
 
 
+def test_actors_that_never_start_leave_the_work_to_those_that_did(ray_cluster, tmp_path):
+    import ray
+
+    kinds = iter([Doubler])
+    actors, messages = pool(tmp_path)
+    actors.make_actor = lambda: ray.remote(max_restarts=0, num_cpus=0)(next(kinds, StillBorn)).remote(tmp_path, {})
+    assert sorted(result for result in actors.run(range(200)) if result) == [(k, 2 * k) for k in range(200)]
+    assert len(messages) <= 1
+
+
 def test_an_exception_of_the_actors_own_code_keeps_its_type(ray_cluster, tmp_path):
     with pytest.raises(UserError, match="no number"):
         list(pool(tmp_path)[0].run([1, -1]))

@@ -133,6 +133,7 @@ def test_a_folder_of_one_image_is_refused_and_named(rayograph, tmp_path, monkeyp
     import cluster.session
 
     monkeypatch.setattr(cluster.session, "session", lambda: contextlib.nullcontext(cluster.session.Resources(2, 0, 2)))
+    monkeypatch.setattr(cluster.session.Resources, "refreshed", lambda self: self)
     (tmp_path / "xrays").mkdir()
     (tmp_path / "xrays" / "a.png").write_bytes(b"x")
     code, _, err = rayograph("ingest", "data=folder", "data.root=xrays")

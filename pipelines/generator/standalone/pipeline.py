@@ -245,6 +245,7 @@ class RayographPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple:
         """Samples B images. A condition of one row serves all of them; otherwise the rows are B.
 
@@ -269,6 +270,7 @@ class RayographPipeline(DiffusionPipeline):
             return_dict: False for a plain tuple `(images,)`.
             callback_on_step_end: called as `f(pipeline, step, timestep, {"latents": latents})` after every step; the
                 latents in the dict that it returns, if any, are used instead.
+            callback_on_step_end_tensor_inputs: what the dict holds: "latents" or nothing.
 
         Raises:
             ValueError, TypeError: as `embed`, `encode_labels` and `encode_mask`; if the generator is not conditioned
@@ -276,6 +278,10 @@ class RayographPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "pt", "np", "latent"):
             raise ValueError(f"output_type must be pil, pt, np or latent, not {output_type!r}")
+        if not (0 <= guidance_start <= guidance_end <= 1 and 0 <= guidance_rescale <= 1):
+            raise ValueError("guidance_rescale must lie in [0, 1], and 0 <= guidance_start <= guidance_end <= 1")
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs may hold latents only, not {sorted(unknown)}")
         requested = {"image": image, "embedding": embedding, "labels": labels, "patches": patches, "mask": mask}
         conditions = self._conditions({name: value for name, value in requested.items() if value is not None})
         seeded = [s for s in (latents, generator) if isinstance(s, Tensor | list)]

@@ -2,12 +2,17 @@
 
 A checkpoint is read by any number of workers under any ZeRO stage, and holds no pickle:
 
-    state.json                 the cursor, the shape of each parameter, and each worker's fragments
-    PART-00000.safetensors     one vector of worker 0; PART is model, exp_avg, exp_avg_sq, or the name of an EMA
+    state.json                        the cursor, the shape of each parameter, and each worker's fragments
+    PART-00000-LAYOUT.safetensors     one vector of worker 0; PART is model, exp_avg, exp_avg_sq, or the name of an EMA
+
+LAYOUT is a hash of parts, shapes and fragments, so that a file of another number of workers, written by an attempt that
+died or by a node that was cut off, is never taken for one of these.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -28,6 +33,7 @@ STATE = "state.json"
 PREFIX = "images-"
 MODEL = "model"  # the part with the weights
 READ_BYTES = 64 << 20  # of one request
+MAX_GAP = 1 << 16  # elements between two fragments in a file that are read with them, rather than in two requests
 READERS = 16  # concurrent requests
 
 
@@ -49,6 +55,15 @@ class Layout:
     shapes: dict[str, list[int]]  # of the parameters
     fragments: list[list[Fragment]]  # in the vectors of each worker; none of a worker that writes nothing
 
+    @functools.cached_property
+    def hash(self) -> str:
+        """8 hexadecimal digits."""
+        return hashlib.sha256(json.dumps([self.parts, self.shapes, self.fragments]).encode()).hexdigest()[:8]
+
+    def file(self, part: str, rank: int) -> str:
+        """Name of the file of one part of one worker."""
+        return f"{part}-{rank:05d}-{self.hash}.safetensors"
+
 
 class _Copy(NamedTuple):
     """Consecutive elements of one file and where they go."""
@@ -69,13 +84,13 @@ def images_seen(folder: Folder) -> int:
     return int(Path(folder.path).name.removeprefix(PREFIX))
 
 
-def write_vectors(folder: Folder, rank: int, vectors: Tensors) -> None:
+def write_vectors(folder: Folder, layout: Layout, rank: int, vectors: Tensors) -> None:
     """Write one worker's vectors (N,), float32 in CPU memory, by part."""
     for part, vector in vectors.items():
         data = vector.numpy().data
         header = json.dumps({part: {"dtype": "F32", "shape": [vector.numel()], "data_offsets": [0, data.nbytes]}})
         header = header.ljust(-(-len(header) // 8) * 8)
-        folder.write_chunks(_file(part, rank), [len(header).to_bytes(8, "little"), header.encode(), data])
+        folder.write_chunks(layout.file(part, rank), [len(header).to_bytes(8, "little"), header.encode(), data])
 
 
 def write_state(folder: Folder, layout: Layout, cursor: Cursor) -> None:
@@ -107,10 +122,10 @@ def read_part(folder: Folder, part: str) -> Tensors:
             for fragment in wanted}
 
 
-def read_vector(folder: Folder, part: str, wanted: Sequence[Fragment], numel: int) -> Tensor:
+def read_vector(folder: Folder, layout: Layout, part: str, wanted: Sequence[Fragment], numel: int) -> Tensor:
     """One part of a checkpoint as the vector (numel,) of a worker that holds the fragments `wanted`; 0 elsewhere."""
     vector = torch.zeros(numel)
-    _read(folder, part, read_layout(folder), wanted, vector)
+    _read(folder, part, layout, wanted, vector)
     return vector
 
 
@@ -122,63 +137,55 @@ def read_layout(folder: Folder) -> Layout:
 
 def _read(folder: Folder, part: str, layout: Layout, wanted: Sequence[Fragment], into: Tensor) -> None:
     """Fill the elements of `wanted` in the vector `into`, from those files only that hold any."""
-    copies = _plan(layout, wanted)
+    requests = list(_requests(_copies(layout, wanted)))
     with ExitStack() as opened, ThreadPoolExecutor(READERS) as pool:
         def open_file(rank: int) -> tuple[Any, int]:
-            file = opened.enter_context(folder.filesystem.open_input_file(f"{folder.path}/{_file(part, rank)}"))
+            path = f"{folder.path}/{layout.file(part, rank)}"
+            file = opened.enter_context(folder.filesystem.open_input_file(path))
             return file, 8 + int.from_bytes(file.read_at(8, 0), "little")
 
-        ranks = sorted({copy.rank for copy in copies})
+        ranks = sorted({first.rank for first, *_ in requests})
         files = dict(zip(ranks, pool.map(open_file, ranks), strict=True))
 
-        def read(copy: _Copy) -> None:
-            file, payload = files[copy.rank]
-            data = file.read_at(4 * copy.numel, payload + 4 * copy.source)
-            into[copy.target : copy.target + copy.numel] = torch.frombuffer(bytearray(data), dtype=torch.float32)
+        def read(copies: list[_Copy]) -> None:
+            begin, end = copies[0].source, copies[-1].source + copies[-1].numel
+            file, payload = files[copies[0].rank]
+            data = torch.frombuffer(bytearray(file.read_at(4 * (end - begin), payload + 4 * begin)),
+                                    dtype=torch.float32)
+            for copy in copies:
+                into[copy.target : copy.target + copy.numel] = data[copy.source - begin :][: copy.numel]
 
-        list(pool.map(read, copies))
+        list(pool.map(read, requests))
 
 
-def _plan(layout: Layout, wanted: Sequence[Fragment]) -> list[_Copy]:
-    """The copies that fill `wanted`, in requests as large as they may be."""
+def _copies(layout: Layout, wanted: Sequence[Fragment]) -> list[_Copy]:
+    """The copies that fill `wanted`, in the order of the files, none larger than a request."""
     by_name = {fragment.name: fragment for fragment in wanted}
-    pieces = []
+    copies, most = [], READ_BYTES // 4
     for rank, held in enumerate(layout.fragments):
         for saved in held:
             if (own := by_name.get(saved.name)) is None:
                 continue
             first, end = max(saved.start, own.start), min(saved.start + saved.numel, own.start + own.numel)
-            if first < end:
-                pieces.append(_Copy(rank, saved.offset + first - saved.start, own.offset + first - own.start,
-                                    end - first))
-    found = sum(piece.numel for piece in pieces)
+            for start in range(first, end, most):
+                copies.append(_Copy(rank, saved.offset + start - saved.start, own.offset + start - own.start,
+                                    min(most, end - start)))
+    found = sum(copy.numel for copy in copies)
     assert found == sum(fragment.numel for fragment in wanted), f"{found} elements, each of them once"
-    return [part for joined in _joined(sorted(pieces)) for part in _split(joined)]
+    return sorted(copies)
 
 
-def _joined(pieces: Sequence[_Copy]) -> Iterator[_Copy]:
-    """Pieces that follow each other in a file and in the target as one."""
-    current: _Copy | None = None
-    for piece in pieces:
-        if current and piece.rank == current.rank and (
-                piece.source - current.source == piece.target - current.target == current.numel):
-            current = current._replace(numel=current.numel + piece.numel)
-            continue
-        if current:
-            yield current
-        current = piece
-    if current:
-        yield current
-
-
-def _split(copy: _Copy) -> Iterator[_Copy]:
-    most = READ_BYTES // 4
-    for done in range(0, copy.numel, most):
-        yield _Copy(copy.rank, copy.source + done, copy.target + done, min(most, copy.numel - done))
-
-
-def _file(part: str, rank: int) -> str:
-    return f"{part}-{rank:05d}.safetensors"
+def _requests(copies: Sequence[_Copy]) -> Iterator[list[_Copy]]:
+    """Copies from neighbouring places of one file, read together."""
+    group: list[_Copy] = []
+    for copy in copies:
+        if group and not (copy.rank == group[0].rank and copy.source + copy.numel - group[0].source <= READ_BYTES // 4
+                          and copy.source - group[-1].source - group[-1].numel <= MAX_GAP):
+            yield group
+            group = []
+        group.append(copy)
+    if group:
+        yield group
 
 
 def list_checkpoints(checkpoints: Folder) -> list[Folder]:
@@ -195,9 +202,9 @@ def _is_complete(folder: Folder) -> bool:
     """Files are committed whole: one that is there is complete."""
     try:
         layout = read_layout(folder)
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):  # KeyError: of an earlier version
         return False
-    expected = {_file(part, rank) for rank, held in enumerate(layout.fragments) if held for part in layout.parts}
+    expected = {layout.file(part, rank) for rank, held in enumerate(layout.fragments) if held for part in layout.parts}
     return expected <= set(folder.names())
 
 

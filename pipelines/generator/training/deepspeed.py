@@ -26,7 +26,7 @@ BUCKET = 50_000_000  # largest number of gradients reduced at a time: 100 MB in 
 
 
 class DeepSpeedTrainer:
-    """A module and its optimizer on this worker.  All methods are collectives: every worker calls them."""
+    """A module and its optimizer on this worker.  Every method but `snapshot` is a collective: all workers call it."""
 
     def __init__(self, module: nn.Module, settings: TrainerSettings, world: int) -> None:
         deepspeed = _import_deepspeed()

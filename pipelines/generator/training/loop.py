@@ -74,7 +74,8 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
         Why training stopped early, or None.
     """
     settings, trainer, where = spec.settings, spec.settings.trainer, device()
-    use_tensor_cores()
+    if trainer.precision != "fp32":
+        use_tensor_cores()
     denoiser = spec.denoiser(latent_spec)
     flops = training_flops(denoiser, latent_spec.latent)
     cursor = Cursor(0, 0, spec.fingerprint)
@@ -88,7 +89,8 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
         compile_blocks(denoiser.network)
     engine = DeepSpeedTrainer(denoiser, trainer, world)
     if resumed:
-        engine.load(functools.partial(checkpoint.read_vector, resumed), cursor.steps, cursor.scaler)
+        saved_layout = checkpoint.read_layout(resumed)
+        engine.load(functools.partial(checkpoint.read_vector, resumed, saved_layout), cursor.steps, cursor.scaler)
     layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
     objective = Objective(settings.objective, settings.condition, where, layout)
     normalise = spec.normaliser(where)

@@ -28,7 +28,8 @@ def training_resources(trainer: TrainerSettings, resources: Resources) -> Resour
     Raises:
         UserError: no room after `trainer.wait_seconds`, or at once on a cluster of this machine alone.
     """
-    on_gpus = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and resources.gpus > 0)
+    on_gpus = {"gpu": True, "cpu": False, "auto": resources.gpus > 0 or trainer.accelerator_type is not None}[
+        trainer.accelerator]
     if trainer.accelerator == "auto":
         say("train: on GPUs" if on_gpus else
             "train: on CPUs, as the cluster has no GPU; trainer.accelerator=gpu waits for GPUs")
@@ -59,7 +60,7 @@ def _wait(trainer: TrainerSettings, on_gpus: bool, room: Any, least: int, wanted
         bundle[f"accelerator_type:{trainer.accelerator_type}"] = 0.001
     request_resources(bundles=[bundle] * trainer.workers)
     try:
-        start = said = time.monotonic()
+        start, said = time.monotonic(), -math.inf
         found, available = room()
         while available < least and time.monotonic() - start < trainer.wait_seconds:
             if time.monotonic() - said >= SAY_SECONDS:

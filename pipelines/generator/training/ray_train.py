@@ -21,7 +21,8 @@ from pipelines.generator.training.saver import CheckpointSaver
 from pipelines.graph.stage import Stage
 from pipelines.monitor.progress import say
 
-COLLECTIVE_SECONDS = 600  # a worker that hangs costs the others this long; a checkpoint is written well within it
+COLLECTIVE_SECONDS = 600  # a worker that hangs costs the others this long
+HANG_DETECTOR = {"ENABLE_NCCL_HANG_DETECTOR": "1", "NCCL_RAS_ACTION": "fail", "NCCL_RAS_CONFIRM_DURATION_S": "300"}
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 
 
@@ -33,9 +34,9 @@ def run_trainer(spec: TrainingSpec, stage: Stage) -> Folder:
     """
     from ray.train import TrainingFailedError
 
-    trainer = stage.settings.trainer
     if stage.resources.gpus:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR", "1")
+        for name, value in HANG_DETECTOR.items():
+            os.environ.setdefault(f"RAY_TRAIN_{name}", value)
     checkpoints = stage.folder / "checkpoints"
     start = checkpoint.latest_complete(checkpoints)
     while True:
@@ -47,8 +48,7 @@ def run_trainer(spec: TrainingSpec, stage: Stage) -> Folder:
             if reached is None or (start is not None and reached.path == start.path):
                 raise
             start = reached
-            say(f"train: failed {trainer.max_failures + 1} times; resuming at "
-                f"{checkpoint.images_seen(reached):,} images")
+            say(f"train: failed; resuming at {checkpoint.images_seen(reached):,} images")
     if result.return_value is not None:
         raise FloatingPointError(result.return_value)
     last = checkpoint.latest_complete(checkpoints)
@@ -88,19 +88,19 @@ def _ray_trainer(spec: TrainingSpec, stage: Stage, earlier: Folder | None) -> An
 
 
 def _validation_config(spec: TrainingSpec, stage: Stage) -> Any:
-    """Ray Train's configuration of validation: a task alongside the workers, on a free GPU if there is one, else on
-    CPUs."""
+    """Ray Train's configuration of validation: a task alongside the workers, on a GPU or on CPUs."""
     from ray.train import ValidationConfig
 
     if not stage.settings.validate.images:
         return None
-    free_gpu = stage.resources.gpus > stage.settings.trainer.workers
-    hidden = {} if free_gpu else stage.resources.without_gpus
+    resources, accelerator = stage.resources, stage.settings.validate.accelerator
+    on_gpu = {"gpu": True, "cpu": False, "auto": resources.gpus > stage.settings.trainer.workers}[accelerator]
+    hidden = {} if on_gpu else resources.without_gpus
     task = IsolatedTask(
         "pipelines.generator.training.ray_train:validate_checkpoint",
-        {"num_gpus": int(free_gpu), "num_cpus": 0, **hidden},
+        {"num_gpus": int(on_gpu), "num_cpus": 0, **hidden},
         {"spec": spec, "autoencoder": stage.input("autoencoder"), "encoder": stage.input("encoder"),
-         "all_cores": bool(hidden)})
+         "all_cores": resources.gpus > 0 and not on_gpu})
     return ValidationConfig(task, ray_remote_kwargs={"num_cpus": 0})
 
 

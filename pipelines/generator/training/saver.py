@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 from typing import Any
 
 from cluster import scratch
 from cluster.storage import Folder
-from pipelines.generator.training import checkpoint, validate
+from pipelines.generator.training import checkpoint
 from pipelines.generator.training.checkpoint import Cursor, Layout
 from pipelines.generator.training.deepspeed import DeepSpeedTrainer
 from pipelines.generator.training.loop import TrainingSpec
@@ -29,7 +28,8 @@ class CheckpointSaver:
         self._idle = threading.Event()  # no checkpoint is being written
         self._idle.set()
         self._layout: Layout | None = None
-        self._validation: tuple[int, float] | None = None  # images and start of the last validation that was asked for
+        self._validated: int | None = None  # images at the last validation that was asked for
+        self._measured = 0  # images at the last one with a Fréchet distance
 
     def __call__(self, engine: DeepSpeedTrainer, cursor: Cursor, since: int) -> None:
         """Copy the state and report the checkpoint to Ray Train, a collective; it is written in the background.
@@ -54,41 +54,51 @@ class CheckpointSaver:
                          validation=self._validation_task(cursor, since) if self.rank == 0 else False)
 
     def _due(self, cursor: Cursor, since: int, every: int | None) -> bool:
-        return (cursor.images == self.spec.settings.trainer.images or every is None
-                or since // every != cursor.images // every)
+        return self._is_last(cursor) or every is None or since // every != cursor.images // every
+
+    def _is_last(self, cursor: Cursor) -> bool:
+        return cursor.images == self.spec.settings.trainer.images
 
     def _validation_task(self, cursor: Cursor, since: int) -> Any:
-        """Arguments of the checkpoint's validation; False if none is due, or if another still runs.
+        """Arguments of the checkpoint's validation; False if none is due, or while another runs: it is then postponed.
 
         Ray Train would queue it and keep its checkpoint. The last checkpoint is always validated.
         """
         from ray.train.v2.api.validation_config import ValidationTaskConfig
 
-        settings, folder, now = self.spec.settings.validate, self.spec.folder, time.monotonic()
-        if not settings.images or not self._due(cursor, since, settings.every):
+        settings = self.spec.settings.validate
+        if self._validated is None:  # the first checkpoint of this worker
+            self._validated = self._measured = since
+        if not settings.images or not self._due(cursor, self._validated, settings.every):
             return False
-        if self._validation and cursor.images < self.spec.settings.trainer.images:
-            images, start = self._validation
-            if now - start < settings.max_seconds and not validate.validation_at(folder, images):
-                return False
-        self._validation = cursor.images, now
-        frechet = settings.frechet_images > 0 and self._due(cursor, since, settings.frechet_every)
+        if not self._is_last(cursor) and self._is_validating():
+            return False
+        frechet = settings.frechet_images > 0 and self._due(cursor, self._measured, settings.frechet_every)
+        self._validated, self._measured = cursor.images, cursor.images if frechet else self._measured
         return ValidationTaskConfig(fn_kwargs={"frechet": frechet}, timeout_s=settings.max_seconds)
+
+    def _is_validating(self) -> bool:
+        """Whether Ray Train validates a checkpoint, of this worker or of one before it."""
+        import ray.train
+        from ray.train.v2.api.report_config import CheckpointConsistencyMode
+        from ray.train.v2.api.reported_checkpoint import ReportedCheckpointStatus
+
+        reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=0)
+        unknown = (self._validated or 0) > max((one.metrics["images"] for one in reported), default=0)
+        return unknown or any(one.status is ReportedCheckpointStatus.PENDING_VALIDATION for one in reported)
 
     def _write(self, folder: Folder, vectors: Tensors, cursor: Cursor, milestone: bool, empty: Any, name: str) -> Any:
         """Write this worker's files to checkpoints/, and to milestones/ if it is one; runs in a thread.
 
-        Ray calls it again if it raises, and removes `empty`.
+        If it raises, Ray either calls it again, with the same vectors, or ends the worker.
         """
         from ray.train import Checkpoint
 
         assert self._layout is not None
         kept = folder / "checkpoints" / name
-        try:
-            for target in (kept, folder / "milestones" / name) if milestone else (kept,):
-                checkpoint.write_vectors(target, self.rank, vectors)
-                if self.rank == 0:
-                    checkpoint.write_state(target, self._layout, cursor)
-            return Checkpoint(kept.path, kept.filesystem)
-        finally:
-            self._idle.set()
+        for target in (kept, folder / "milestones" / name) if milestone else (kept,):
+            checkpoint.write_vectors(target, self._layout, self.rank, vectors)
+            if self.rank == 0:
+                checkpoint.write_state(target, self._layout, cursor)
+        self._idle.set()
+        return Checkpoint(kept.path, kept.filesystem)

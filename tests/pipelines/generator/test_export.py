@@ -178,6 +178,10 @@ def test_bad_arguments_are_named(folder: Path) -> None:
         pipeline(embedding=torch.zeros(3, 16), generator=seeds(0, 1))
     with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
         pipeline(image=torch.full((8, 8), 200.0))
+    with pytest.raises(ValueError, match="guidance_start <= guidance_end"):
+        pipeline(guidance_start=0.8, guidance_end=0.2)
+    with pytest.raises(ValueError, match="prompt_embeds"):
+        pipeline(callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"])
 
 
 def test_verify_accepts_the_export_and_names_damage(folder: Path, modules: dict) -> None:
@@ -428,3 +432,13 @@ def test_float16_weights_load_as_a_variant(modules, tmp_path) -> None:
     images = pipeline(generator=seeds(0)[0], output_type="pt").images
     assert images.isfinite().all()
     assert torch.allclose(images, made_of(generator=seeds(0)[0], output_type="pt").images, atol=0.05)
+
+
+def test_weights_beyond_float16_are_not_published_in_it(modules, tmp_path, capsys) -> None:
+    made_of, exported = generator(modules), Folder(f"{tmp_path}/generator")
+    with torch.no_grad():
+        made_of.unet.conv_in.bias[0] = 1e5
+    export_generator(made_of, exported)
+    assert exported.exists("model_index.json")
+    assert half_folder(exported).names() == []
+    assert "unet.conv_in.bias" in capsys.readouterr().err

@@ -324,6 +324,7 @@ def small_graph(compose, monkeypatch):
     import cluster.session
 
     monkeypatch.setattr(cluster.session, "session", lambda: contextlib.nullcontext(cluster.session.Resources(2, 0, 2)))
+    monkeypatch.setattr(cluster.session.Resources, "refreshed", lambda self: self)
 
     def small(*overrides):
         settings = compose(*overrides)

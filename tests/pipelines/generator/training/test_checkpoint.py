@@ -54,7 +54,8 @@ def vector(held: list[Fragment], numel: int, scale: float) -> torch.Tensor:
 def save(folder: Folder, images: int, world: int = 2, padding: int = 3) -> None:
     layout = checkpoint.Layout(["model", "ema"], SHAPES, cut(world, padding))
     for rank, held in enumerate(layout.fragments):
-        checkpoint.write_vectors(folder, rank, {"model": vector(held, 900, images), "ema": vector(held, 900, 1)})
+        vectors = {"model": vector(held, 900, images), "ema": vector(held, 900, 1)}
+        checkpoint.write_vectors(folder, layout, rank, vectors)
     checkpoint.write_state(folder, layout, checkpoint.Cursor(images, images // 32, "print", {"cur_scale": 2.0}))
 
 
@@ -71,13 +72,38 @@ def test_any_number_of_workers_reads_what_any_number_wrote(tmp_path, monkeypatch
     for readers in (1, 2, 3):
         for held in cut(readers):
             expected = vector(held, 900, 1)
-            found = checkpoint.read_vector(folder, "ema", held, 900)
+            found = checkpoint.read_vector(folder, checkpoint.read_layout(folder), "ema", held, 900)
             assert torch.equal(torch.where(expected < 0, 0, expected), found)
 
 
 def test_a_workers_file_is_a_safetensors_file(tmp_path):
     save(Folder(str(tmp_path)), 1)
-    assert torch.equal(load_file(tmp_path / "model-00001.safetensors")["model"], vector(cut(2, 3)[1], 900, 1))
+    [file] = tmp_path.glob("model-00001-*.safetensors")
+    assert torch.equal(load_file(file)["model"], vector(cut(2, 3)[1], 900, 1))
+
+
+def test_few_requests_read_a_checkpoint_of_many_workers(tmp_path, monkeypatch):
+    """As under ZeRO-3, where every worker holds a slice of every parameter."""
+    shapes = {f"{k}.weight": [3_000] for k in range(100)}
+    fragments = [[Fragment(name, 1_000 * rank, 1_002 * k, 1_000) for k, name in enumerate(shapes)] for rank in range(3)]
+    folder, layout = Folder(str(tmp_path)), checkpoint.Layout(["model"], shapes, fragments)
+    for rank, held in enumerate(fragments):
+        checkpoint.write_vectors(folder, layout, rank, {"model": vector(held, 100_200, 1)})
+    checkpoint.write_state(folder, layout, checkpoint.Cursor(64, 2, "print"))
+    requests = list(checkpoint._requests(checkpoint._copies(layout, [Fragment(n, 0, 0, 3_000) for n in shapes])))
+    assert len(requests) == 3
+    assert all(torch.equal(value, torch.arange(3_000.0)) for value in checkpoint.read_part(folder, "model").values())
+    monkeypatch.setattr(checkpoint, "MAX_GAP", 0)
+    assert all(torch.equal(value, torch.arange(3_000.0)) for value in checkpoint.read_part(folder, "model").values())
+
+
+def test_files_of_an_attempt_with_another_number_of_workers_do_not_complete_a_checkpoint(tmp_path):
+    folder = Folder(str(tmp_path)) / checkpoint.directory_name(64)
+    save(folder, 64, world=3)
+    layout = checkpoint.Layout(["model", "ema"], SHAPES, cut(2))
+    checkpoint.write_vectors(folder, layout, 0, {"model": WHOLE, "ema": WHOLE})
+    checkpoint.write_state(folder, layout, checkpoint.Cursor(64, 2, "print"))
+    assert checkpoint.latest_complete(Folder(str(tmp_path))) is None
 
 
 def test_a_checkpoint_of_another_training_is_refused(checkpoints):
@@ -99,13 +125,13 @@ def test_what_a_killed_attempt_left_aside_is_swept_and_what_others_write_stays(c
 
 def test_the_newest_whole_checkpoint_is_found(checkpoints, tmp_path):
     assert checkpoint.latest_complete(checkpoints).uri.endswith(checkpoint.directory_name(128))
-    (tmp_path / checkpoint.directory_name(128) / "ema-00001.safetensors").unlink()
+    next((tmp_path / checkpoint.directory_name(128)).glob("ema-00001-*")).unlink()
     assert checkpoint.latest_complete(checkpoints).uri.endswith(checkpoint.directory_name(64))
-    (tmp_path / checkpoint.directory_name(64) / "model-00000.safetensors").unlink()
+    next((tmp_path / checkpoint.directory_name(64)).glob("model-00000-*")).unlink()
     assert checkpoint.latest_complete(checkpoints) is None
 
 
-@pytest.mark.parametrize("uploaded", [b"", b'{"images": 12'])
+@pytest.mark.parametrize("uploaded", [b"", b'{"images": 12', b'{"images": 128}'])
 def test_a_checkpoint_whose_state_is_not_yet_there_is_not_whole(checkpoints, tmp_path, uploaded):
     (tmp_path / checkpoint.directory_name(128) / checkpoint.STATE).write_bytes(uploaded)
     assert checkpoint.latest_complete(checkpoints).uri.endswith(checkpoint.directory_name(64))

@@ -81,7 +81,7 @@ def write(engine, folder, rank, cursor):
     """Write a checkpoint as all workers together."""
     layout = engine.layout()
     if layout.fragments[rank]:
-        checkpoint.write_vectors(folder, rank, engine.snapshot())
+        checkpoint.write_vectors(folder, layout, rank, engine.snapshot())
     if rank == 0:
         checkpoint.write_state(folder, layout, cursor)
     torch.distributed.barrier()
@@ -138,7 +138,8 @@ def whole_life(rank, world, stage, options):
     module = make_denoiser()
     module.load_state_dict(state["model"])
     resumed = make_engine(module, stage, world, **options)
-    resumed.load(functools.partial(checkpoint.read_vector, Folder(box[0])), 3, scaler)
+    written = Folder(box[0])
+    resumed.load(functools.partial(checkpoint.read_vector, written, checkpoint.read_layout(written)), 3, scaler)
     return {
         "unbroken": unbroken,
         "restored": same(state, state_everywhere(resumed, rank)),
@@ -213,7 +214,8 @@ def part_of_it(rank, world, stage, folder, start, stop):
         module.load_state_dict(checkpoint.read_part(earlier, checkpoint.MODEL))
     engine = make_engine(module, stage, world)
     if start:
-        engine.load(functools.partial(checkpoint.read_vector, earlier), cursor.steps, cursor.scaler)
+        read = functools.partial(checkpoint.read_vector, earlier, checkpoint.read_layout(earlier))
+        engine.load(read, cursor.steps, cursor.scaler)
     found = losses(engine, start, stop, rank, world)
     write(engine, Folder(str(folder / str(stop))), rank, checkpoint.Cursor(stop * BATCH, stop, "a fingerprint"))
     return found

@@ -70,7 +70,7 @@ def train_in(rank, world, folder, name, steps, options=(), is_preempted=lambda: 
 
     def save(engine, cursor, since):
         target, layout = out / "checkpoints" / checkpoint.directory_name(cursor.images), engine.layout()
-        checkpoint.write_vectors(target, rank, engine.snapshot())
+        checkpoint.write_vectors(target, layout, rank, engine.snapshot())
         if rank == 0:
             checkpoint.write_state(target, layout, cursor)
 
