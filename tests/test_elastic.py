@@ -138,6 +138,7 @@ def test_ten_failures_with_and_without_notice_change_nothing(tmp_path):
         cluster.shutdown()
     images = [entry["images"] for entry in read_journal(train)]
     assert images == sorted(set(images))
+    assert len(checkpoint.list_checkpoints(train / "checkpoints")) == 2, "what the failures left is removed"
     disturbed, calm = (load_file(storage / "run/train/generator/unet/diffusion_pytorch_model.safetensors")
                        for storage in (tmp_path, tmp_path / "calm"))
     assert all(np.array_equal(disturbed[name], value) for name, value in calm.items())

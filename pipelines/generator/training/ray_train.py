@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,16 @@ def earlier_checkpoint(checkpoints: Folder) -> Folder | None:
     return checkpoint.latest_complete(checkpoints)
 
 
+def remove_unregistered(checkpoints: Folder, resumed: Folder) -> None:
+    """Remove checkpoints before `resumed` that Ray Train does not know: attempts that died left them, whole or not."""
+    if not (known := json.dumps(checkpoints.read_json(SNAPSHOT) or {})).count(checkpoint.PREFIX):
+        return
+    for folder in checkpoint.list_checkpoints(checkpoints):
+        name = Path(folder.path).name
+        if name not in known and checkpoint.images_seen(folder) < checkpoint.images_seen(resumed):
+            folder.filesystem.delete_dir(folder.path)
+
+
 def train_worker(config: dict[str, Any]) -> str | None:
     """A worker of Ray Train.  Returns why it stopped early, or None."""
     import ray.train
@@ -139,6 +150,8 @@ def train_worker(config: dict[str, Any]) -> str | None:
     if context.get_local_rank() == 0:
         scratch.sweep(spec.folder, keep=cache)
     resumed = last_checkpoint(spec, config["earlier"])
+    if resumed and rank == 0:
+        remove_unregistered(spec.folder / "checkpoints", resumed)
     conditions = spec.settings.condition.used
     if spec.stream is None:
         reader: LatentReader = CachedReader(spec.latents, latent_spec, spec.settings.seed, conditions, cache)

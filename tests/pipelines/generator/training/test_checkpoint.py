@@ -11,7 +11,7 @@ from cluster import scratch
 from cluster.storage import Folder
 from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training import checkpoint
-from pipelines.generator.training.ray_train import SNAPSHOT, earlier_checkpoint
+from pipelines.generator.training.ray_train import SNAPSHOT, earlier_checkpoint, remove_unregistered
 from pipelines.generator.training.saver import WORST
 from pipelines.generator.training.sharded_state import Fragment
 from pipelines.generator.training.stage import best_average, best_checkpoint
@@ -135,6 +135,17 @@ def test_the_newest_whole_checkpoint_is_found(checkpoints, tmp_path):
 def test_a_checkpoint_whose_state_is_not_yet_there_is_not_whole(checkpoints, tmp_path, uploaded):
     (tmp_path / checkpoint.directory_name(128) / checkpoint.STATE).write_bytes(uploaded)
     assert checkpoint.latest_complete(checkpoints).uri.endswith(checkpoint.directory_name(64))
+
+
+def test_checkpoints_that_ray_does_not_know_are_removed_if_training_is_beyond_them(checkpoints, tmp_path):
+    newer = checkpoints / checkpoint.directory_name(192)
+    save(newer, 192)
+    latest = checkpoints / checkpoint.directory_name(128)
+    remove_unregistered(checkpoints, latest)
+    assert len(checkpoint.list_checkpoints(checkpoints)) == 3, "Ray's list is not there"
+    (tmp_path / SNAPSHOT).write_text('{"checkpoint_results": [{"checkpoint_dir_name": "images-000000000128"}]}')
+    remove_unregistered(checkpoints, latest)
+    assert [folder.path for folder in checkpoint.list_checkpoints(checkpoints)] == [latest.path, newer.path]
 
 
 def test_rays_own_list_is_believed_where_it_is_whole(checkpoints, tmp_path):
