@@ -99,10 +99,11 @@ def kill_worker() -> bool:
     return False
 
 
-def test_ten_failures_with_and_without_notice_change_nothing(tmp_path):
+def test_ten_failures_with_and_without_notice_change_nothing(tmp_path, monkeypatch):
     """Kills of the worker, and nodes that are announced to go and that another one replaces, in turn."""
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of both runs: their number decides the order of sums
     for stage in ("ingest", "autoencoder", "encoder", "latents"):
         run(tmp_path, stage=stage)
     shutil.copytree(tmp_path / "run", tmp_path / "calm" / "run")
@@ -155,19 +156,18 @@ def test_a_node_that_never_comes_back_is_done_without(tmp_path):
     try:
         node = cluster.add_node(num_cpus=1)
         process = subprocess.Popen(
-            command(tmp_path, "trainer.workers=2", "trainer.min_workers=1", "trainer.images=30000",
+            command(tmp_path, "trainer.workers=2", "trainer.min_workers=1", "trainer.images=60000",
                     f"trainer.checkpoint_every={EVERY}", stage="train"),
             env=os.environ | {"RAY_ADDRESS": cluster.address})
-        wait_for(lambda: checkpoint.latest_complete(train / "checkpoints") is not None, process)
+        wait_for(lambda: any(entry["workers"] == 2 for entry in read_journal(train)), process)
         cluster.remove_node(node, allow_graceful=False)
         assert process.wait(600) == 0
     finally:
         if process and process.poll() is None:
             process.kill()
         cluster.shutdown()
-    workers = [entry["workers"] for entry in read_journal(train)]
-    assert (workers[0], workers[-1]) == (2, 1)
-    assert read_journal(train)[-1]["images"] == 30_000
+    assert read_journal(train)[-1]["workers"] == 1
+    assert read_journal(train)[-1]["images"] == 60_000
 
 
 def test_a_validation_that_hangs_is_ended_and_training_goes_on(tmp_path):

@@ -379,7 +379,7 @@ class ValidateSettings:
     """Images per forward pass."""
     steps: int = execution(20)
     """Sampling steps; also num_inference_steps of the exported generator (publish replaces it by sample.steps)."""
-    guidance: float = execution(2.0)
+    guidance: float = execution(1.0)
     """Classifier-free guidance scale; also guidance_scale of the exported generator (publish replaces it by
     sample.guidance)."""
 
