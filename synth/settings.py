@@ -18,8 +18,8 @@ class SampleSettings:
     steps: int = 20
     """Sampling steps."""
     guidance: float = 1.0
-    """Classifier-free guidance scale; 1 disables guidance. Above 1, samples are more typical of their condition and less
-    varied than real images."""
+    """Classifier-free guidance scale; 1 disables guidance. Above 1, samples are more typical of their condition, and
+    further from the distribution of real images."""
     strategy: str = "reconstruction"
     """How the condition of an image is made from real images: reconstruction (one embedding) or interpolation
     (between two)."""

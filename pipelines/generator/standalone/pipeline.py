@@ -81,7 +81,7 @@ class RayographPipeline(DiffusionPipeline):
         unet: ModelMixin | None = None,
         transformer: ModelMixin | None = None,
         num_inference_steps: int = 20,
-        guidance_scale: float = 2.0,
+        guidance_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if (unet is None) == (transformer is None):
