@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Chunk = bytes | memoryview
 
+
 def on_disk(folder: str, name: str, chunks: Sequence[Chunk], replace: bool, private: bool) -> None:
     """Write a file of a local folder atomically; the arguments are those of `Folder.write`, with the data in chunks.
 

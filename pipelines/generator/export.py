@@ -92,12 +92,11 @@ def export_generator(pipeline: RayographPipeline, folder: Folder) -> None:
         local, half = Path(staging_dir) / "generator", Path(staging_dir) / "half"
         save_pipeline(local, pipeline)
         verify(local, pipeline)
-        half.mkdir()
         if too_large := _beyond_half(pipeline):
             say(f"export: no float16 weights, as {too_large} is beyond their range")
         else:
             save_half(half, pipeline)
-        half_folder(folder).upload(half)
+            half_folder(folder).upload(half)
         folder.upload(local)
 
 

@@ -35,7 +35,7 @@ class DeepSpeedTrainer:
         self.fp16 = settings.precision == "fp16" and torch.cuda.is_available()
         self._clips_gradients = settings.zero_stage < 3 and not settings.offload and not self.fp16
         names = {id(parameter): name for name, parameter in module.named_parameters()}
-        shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+        self.shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
         parameters = list(module.parameters())
         self._adam = torch.optim.AdamW(parameters, settings.lr, (0.9, settings.beta2),
                                        weight_decay=settings.weight_decay, fused=True)
@@ -51,7 +51,6 @@ class DeepSpeedTrainer:
         self.partitions: list[Tensor] = [partition.detach() for partition in flat]
         self.elements = sum(partition.numel() for partition in self.partitions)
         self.fragments = fragments(settings.zero_stage, torch.distributed.get_rank(), named, self.partitions)
-        self.shapes = shapes
         self._host: Tensors = {}  # vectors of the last snapshot, by part
         self._adam_state = [{"step": torch.zeros((), device=partition.device),
                              **{key: torch.zeros_like(partition) for key in MOMENTS}} for partition in self.partitions]

@@ -28,8 +28,8 @@ def training_resources(trainer: TrainerSettings, resources: Resources) -> Resour
     Raises:
         UserError: no room after `trainer.wait_seconds`, or at once on a cluster of this machine alone.
     """
-    on_gpus = {"gpu": True, "cpu": False, "auto": resources.gpus > 0 or trainer.accelerator_type is not None}[
-        trainer.accelerator]
+    there = resources.gpus > 0 or trainer.accelerator_type is not None
+    on_gpus = trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and there)
     if trainer.accelerator == "auto":
         say("train: on GPUs" if on_gpus else
             "train: on CPUs, as the cluster has no GPU; trainer.accelerator=gpu waits for GPUs")

@@ -95,7 +95,7 @@ def _validation_config(spec: TrainingSpec, stage: Stage) -> Any:
     if not stage.settings.validate.images:
         return None
     resources, accelerator = stage.resources, stage.settings.validate.accelerator
-    on_gpu = {"gpu": True, "cpu": False, "auto": resources.gpus > stage.settings.trainer.workers}[accelerator]
+    on_gpu = accelerator == "gpu" or (accelerator == "auto" and resources.gpus > stage.settings.trainer.workers)
     hidden = {} if on_gpu else resources.without_gpus
     task = IsolatedTask(
         "pipelines.generator.training.ray_train:validate_checkpoint",
@@ -129,7 +129,8 @@ def earlier_checkpoint(checkpoints: Folder) -> Folder | None:
 
 def remove_unregistered(checkpoints: Folder, resumed: Folder) -> None:
     """Remove checkpoints before `resumed` that Ray Train does not know: attempts that died left them, whole or not."""
-    if not (known := json.dumps(checkpoints.read_json(SNAPSHOT) or {})).count(checkpoint.PREFIX):
+    known = json.dumps(checkpoints.read_json(SNAPSHOT))
+    if checkpoint.PREFIX not in known:
         return
     for folder in checkpoint.list_checkpoints(checkpoints):
         name = Path(folder.path).name

@@ -99,26 +99,30 @@ def test_a_worker_that_starts_anew_waits_for_the_validation_of_the_one_before(sa
     assert asked(reports) == []
 
 
+def started(save, images: int) -> threading.Thread:
+    """Saves a checkpoint in a thread, which is given the time to come to where it must wait."""
+    thread = threading.Thread(target=save, args=(images,), daemon=True)
+    thread.start()
+    thread.join(0.2)
+    return thread
+
+
 def test_an_upload_that_is_tried_again_writes_its_own_numbers_and_lets_one_checkpoint_through(save, reports, known,
                                                                                               monkeypatch):
     save(64)
-    following = threading.Thread(target=save, args=(128,), daemon=True)
     with monkeypatch.context() as faulty:
         faulty.setattr(checkpoint, "write_vectors", lambda *_: (_ for _ in ()).throw(OSError("the storage is away")))
         for _ in range(2):
             with pytest.raises(OSError, match="away"):
                 upload(reports[0])
-    following.start()
-    following.join(0.2)
+    following = started(save, 128)
     assert len(reports) == 1, "the second waits for the first, whose vectors it would overwrite"
     upload(reports[0])
     following.join(10)
     assert len(reports) == 2
     kept = save.folder / "checkpoints" / checkpoint.directory_name(64)
     assert torch.equal(checkpoint.read_part(kept, "model")["w"], torch.full((4,), 64.0))
-    third = threading.Thread(target=save, args=(192,), daemon=True)
-    third.start()
-    third.join(0.2)
+    third = started(save, 192)
     assert len(reports) == 2, "the third waits for the second, though the first was tried three times"
     upload(reports[1])
     third.join(10)
