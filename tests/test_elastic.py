@@ -50,23 +50,43 @@ def drain(cluster, node) -> None:
                     "--deadline-remaining-seconds", "120"], check=True)
 
 
-def test_a_node_with_notice_is_left_with_a_checkpoint_and_a_new_one_is_taken(tmp_path):
-    from ray.cluster_utils import Cluster
-
-    train = Folder(str(tmp_path / "run" / "train"))
+@pytest.fixture
+def encoded(tmp_path):
+    """Storage of a run that has all that training needs."""
     for stage in ("ingest", "autoencoder", "encoder", "latents"):
         run(tmp_path, stage=stage)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    process = None
+    return tmp_path
+
+
+@contextlib.contextmanager
+def cluster_of(head_cpus: int):
+    """A cluster with one node beside its head, that node, and a function that starts a command there."""
+    from ray.cluster_utils import Cluster
+
+    cluster, started = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus}), []
+
+    def start(arguments: list[str]) -> subprocess.Popen:
+        started.append(subprocess.Popen(arguments, env=os.environ | {"RAY_ADDRESS": cluster.address}))
+        return started[-1]
+
+    try:
+        yield cluster, cluster.add_node(num_cpus=1), start
+    finally:
+        for process in started:
+            process.kill()
+        cluster.shutdown()
+
+
+def test_a_node_with_notice_is_left_with_a_checkpoint_and_a_new_one_is_taken(encoded):
+    train = Folder(str(encoded / "run" / "train"))
 
     def workers() -> int:
         return int([0, *(entry["workers"] for entry in read_journal(train))][-1])
 
-    try:
-        node = cluster.add_node(num_cpus=1)
-        training = command(tmp_path, "trainer.workers=2", "trainer.min_workers=1", "trainer.images=90000",
+    with cluster_of(head_cpus=1) as (cluster, node, start):
+        training = command(encoded, "trainer.workers=2", "trainer.min_workers=1", "trainer.images=90000",
                            f"trainer.checkpoint_every={EVERY}", "trainer.keep_checkpoints=5", stage="train")
-        process = subprocess.Popen(training, env=os.environ | {"RAY_ADDRESS": cluster.address})
+        process = start(training)
         wait_for(lambda: workers() == 2, process)
         assert checkpoint.latest_complete(train / "checkpoints") is None
         drain(cluster, node)
@@ -77,10 +97,6 @@ def test_a_node_with_notice_is_left_with_a_checkpoint_and_a_new_one_is_taken(tmp
         cluster.add_node(num_cpus=1)
         wait_for(lambda: workers() == 2, process)
         assert process.wait(600) == 0
-    finally:
-        if process and process.poll() is None:
-            process.kill()
-        cluster.shutdown()
     entries = read_journal(train)
     seen = [entry["images"] for entry in entries]
     assert seen == sorted(set(seen))
@@ -99,28 +115,20 @@ def kill_worker() -> bool:
     return False
 
 
-def test_ten_failures_with_and_without_notice_change_nothing(tmp_path, monkeypatch):
+def test_ten_failures_with_and_without_notice_change_nothing(encoded, monkeypatch):
     """Kills of the worker, and nodes that are announced to go and that another one replaces, in turn."""
-    from ray.cluster_utils import Cluster
-
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of both runs: their number decides the order of sums
-    for stage in ("ingest", "autoencoder", "encoder", "latents"):
-        run(tmp_path, stage=stage)
-    shutil.copytree(tmp_path / "run", tmp_path / "calm" / "run")
+    shutil.copytree(encoded / "run", encoded / "calm" / "run")
     options = ("trainer.images=96000", "trainer.checkpoint_every=2000")
-    run(tmp_path / "calm", *options, stage="train")
-    train = Folder(str(tmp_path / "run" / "train"))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    process = None
+    run(encoded / "calm", *options, stage="train")
+    train = Folder(str(encoded / "run" / "train"))
 
     def seen() -> int:
         latest = checkpoint.latest_complete(train / "checkpoints")
         return checkpoint.images_seen(latest) if latest else 0
 
-    try:
-        node = cluster.add_node(num_cpus=1)
-        process = subprocess.Popen(command(tmp_path, *options, stage="train"),
-                                   env=os.environ | {"RAY_ADDRESS": cluster.address})
+    with cluster_of(head_cpus=0) as (cluster, node, start):
+        process = start(command(encoded, *options, stage="train"))
         for failure in range(10):
             before = seen()
             wait_for(lambda before=before: seen() > before, process)
@@ -133,51 +141,32 @@ def test_ten_failures_with_and_without_notice_change_nothing(tmp_path, monkeypat
                 node = following
         assert seen() < 96_000, "training was over before the last failure"
         assert process.wait(900) == 0
-    finally:
-        if process and process.poll() is None:
-            process.kill()
-        cluster.shutdown()
     images = [entry["images"] for entry in read_journal(train)]
     assert images == sorted(set(images))
     assert len(checkpoint.list_checkpoints(train / "checkpoints")) == 2, "what the failures left is removed"
     disturbed, calm = (load_file(storage / "run/train/generator/unet/diffusion_pytorch_model.safetensors")
-                       for storage in (tmp_path, tmp_path / "calm"))
+                       for storage in (encoded, encoded / "calm"))
     assert all(np.array_equal(disturbed[name], value) for name, value in calm.items())
 
 
-def test_a_node_that_never_comes_back_is_done_without(tmp_path):
-    from ray.cluster_utils import Cluster
-
-    train = Folder(str(tmp_path / "run" / "train"))
-    for stage in ("ingest", "autoencoder", "encoder", "latents"):
-        run(tmp_path, stage=stage)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    process = None
-    try:
-        node = cluster.add_node(num_cpus=1)
-        process = subprocess.Popen(
-            command(tmp_path, "trainer.workers=2", "trainer.min_workers=1", "trainer.images=60000",
-                    f"trainer.checkpoint_every={EVERY}", stage="train"),
-            env=os.environ | {"RAY_ADDRESS": cluster.address})
+def test_a_node_that_never_comes_back_is_done_without(encoded):
+    train = Folder(str(encoded / "run" / "train"))
+    with cluster_of(head_cpus=1) as (cluster, node, start):
+        process = start(command(encoded, "trainer.workers=2", "trainer.min_workers=1", "trainer.images=60000",
+                                f"trainer.checkpoint_every={EVERY}", stage="train"))
         wait_for(lambda: any(entry["workers"] == 2 for entry in read_journal(train)), process)
         cluster.remove_node(node, allow_graceful=False)
         assert process.wait(600) == 0
-    finally:
-        if process and process.poll() is None:
-            process.kill()
-        cluster.shutdown()
     assert read_journal(train)[-1]["workers"] == 1
     assert read_journal(train)[-1]["images"] == 60_000
 
 
-def test_a_validation_that_hangs_is_ended_and_training_goes_on(tmp_path):
-    for stage in ("ingest", "autoencoder", "encoder", "latents"):
-        run(tmp_path, stage=stage)
-    told = run(tmp_path, "validate.images=16", "validate.steps=900", "validate.sample_images=16",
+def test_a_validation_that_hangs_is_ended_and_training_goes_on(encoded):
+    told = run(encoded, "validate.images=16", "validate.steps=900", "validate.sample_images=16",
                "validate.frechet_images=16", "validate.max_seconds=3", stage="train")
     assert "the last checkpoint could not be validated" in told
-    snapshot = (tmp_path / "run/train/checkpoints" / SNAPSHOT).read_text()
+    snapshot = (encoded / "run/train/checkpoints" / SNAPSHOT).read_text()
     timed_out = json.loads(snapshot)["timed_out_validation_checkpoint_dir_names"]
     assert checkpoint.directory_name(1_024) in timed_out
-    assert read_journal(Folder(str(tmp_path / "run" / "train")))[-1]["images"] == 1_024
-    assert (tmp_path / "run/train/generator/model_index.json").exists()
+    assert read_journal(Folder(str(encoded / "run" / "train")))[-1]["images"] == 1_024
+    assert (encoded / "run/train/generator/model_index.json").exists()
