@@ -24,7 +24,7 @@ TINY = (
     "denoiser.channels=[16,32]", "denoiser.attention=[false,true]", "denoiser.norm_groups=8", "denoiser.head_dim=8",
     "denoiser.cross_attention_dim=32",
     "trainer.images=256", "trainer.batch=32", "trainer.checkpoint_every=64", "trainer.checkpoint_seconds=0",
-    "trainer.log_every=32", "trainer.wait_seconds=0",
+    "trainer.log_every=32", "trainer.wait_seconds=0", "trainer.ema_snapshots=1",
     "validate.images=0",
     "sample.images=48", "sample.shard_rows=16", "sample.batch=8", "sample.steps=4",
     "evaluate.images=40", "evaluate.pairs=10",

@@ -153,6 +153,10 @@ class DenoiserSettings:
 
     architecture: Literal["unet", "dit"] = "unet"
     """unet, or dit (diffusion transformer)."""
+    pretrained: str | None = None
+    """UNet: Hub id or folder of a UNet, or of a pipeline with one, such as Stable Diffusion, whose architecture is used
+    and from whose weights training starts; null: newly initialised. Cross-attention is new if cross_attention_dim
+    is not the published UNet's."""
     channels: list[int] = field(default_factory=lambda: [48, 64, 96])
     """UNet: feature channels of each resolution level."""
     attention: list[bool] = field(default_factory=lambda: [False, False, True])
@@ -171,6 +175,8 @@ class DenoiserSettings:
     """Width of a conditioning token."""
 
     def check(self) -> None:
+        require(self.pretrained is None or self.architecture == "unet", "denoiser.pretrained", self.pretrained,
+                "is of a UNet, but denoiser.architecture=dit")
         positive("denoiser", self, "layers", "head_dim", "cross_attention_dim", "norm_groups", "width", "patch")
         if self.architecture == "dit":
             require(self.width % self.head_dim == 0 and self.width % 4 == 0, "denoiser.width", self.width,
@@ -258,9 +264,12 @@ class TrainerSettings:
     """Adam's beta2; 0.99 suits runs of a few thousand steps, 0.999 longer ones."""
     grad_clip: float = 1.0
     """Maximum gradient norm."""
-    ema_halflife_images: list[int] = field(default_factory=lambda: [10_000])
-    """Half-lives of the exponential moving averages (EMA) of the weights, in images; the EMA with the lowest
-    validation loss is exported."""
+    ema_width: float | None = None
+    """Width of the exported EMA of the weights: the standard deviation of its power-function profile, as a fraction of
+    the images seen; null: the one of several whose samples have the lowest Fréchet distance from val images."""
+    ema_snapshots: int = 16
+    """Snapshots of the stored EMAs during training, from which one of any width is reconstructed after it; each takes
+    twice the room of the float32 weights."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Mixed-precision data type of matrix products; fp32 is used if the hardware has no units for the others. What
     stays in float32 under bf16 and fp16 is computed in TF32 on GPUs that have it."""
@@ -321,18 +330,22 @@ class TrainerSettings:
         default_factory=lambda: ["tensorboard"], metadata={"execution": True})
     """Loggers in addition to metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
 
+    @property
+    def snapshot_every(self) -> int:
+        """Images between snapshots of the EMAs."""
+        return -(-self.images // self.ema_snapshots)
+
     def check(self) -> None:
         positive("trainer", self, "images", "batch", "lr", "workers", "min_workers", "checkpoint_every",
                  "keep_checkpoints", "milestone_every", "log_every", "grad_clip", "decay_after_images",
-                 "shuffle_shards", "encoder_actors")
+                 "shuffle_shards", "encoder_actors", "ema_snapshots")
         not_negative("trainer", self, "warmup_images", "checkpoint_seconds", "wait_seconds", "max_failures",
                      "max_skipped_batches", "profile_steps")
         fraction("trainer", self, "final_lr_fraction", "beta2")
         require(self.accelerator_type is None or self.accelerator != "cpu", "trainer.accelerator_type",
                 self.accelerator_type, "is of GPUs, but trainer.accelerator=cpu")
-        require(len(self.ema_halflife_images) > 0 and min(self.ema_halflife_images) > 0
-                and len(set(self.ema_halflife_images)) == len(self.ema_halflife_images), "trainer.ema_halflife_images",
-                self.ema_halflife_images, "needs one or more different numbers above 0, in brackets")
+        require(self.ema_width is None or 0 < self.ema_width < 12**-0.5, "trainer.ema_width", self.ema_width,
+                "must be above 0 and below 0.288, the width of a plain mean")
         require(self.zero_stage in (0, 1, 2, 3), "trainer.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
         require(self.zero_stage > 0 or self.precision != "fp16", "trainer.precision", self.precision,
                 "needs trainer.zero_stage=1 or more, whose optimizer scales the loss")
@@ -368,7 +381,8 @@ class ValidateSettings:
     max_seconds: float = execution(3_600.0)
     """Time limit of one validation: one that hangs is ended, and the next checkpoint validated."""
     images: int = execution(512)
-    """Val images used for the validation loss (at fixed noise), at most; 0: no validation."""
+    """Val images used for the validation loss (at fixed noise) and to choose the EMA's width, at most; 0: no
+    validation."""
     sample_images: int = execution(8)
     """Images in the grid of samples."""
     frechet_images: int = execution(0)

@@ -88,7 +88,7 @@ def test_composing_settings_loads_neither_torch_nor_ray(stage):
     ("data.val_fraction", ["ingest", "data.val_fraction=0.6", "data.test_fraction=0.4"]),
     ("trainer.workers", ["train", "trainer.workers=200"]),
     ("trainer.schedule", ["train", "trainer.schedule=linear"]),
-    ("trainer.ema_halflife_images", ["train", "trainer.ema_halflife_images=[]"]),
+    ("trainer.ema_width", ["train", "trainer.ema_width=0.3"]),
     ("trainer.precision", ["train", "trainer.precision=fp16", "trainer.zero_stage=0"]),
     ("trainer.min_workers", ["train", "trainer.min_workers=2"]),
     ("trainer.micro_batch", ["train", "trainer.micro_batch=1"]),

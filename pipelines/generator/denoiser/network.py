@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from pipelines.data.structures import pixel_values
+from pipelines.generator.denoiser.pretrained import fitted_unet
 from pipelines.generator.settings import ConditionSettings, DenoiserSettings
 from pipelines.generator.standalone.conditioner import Conditioner
 
@@ -46,7 +47,7 @@ def build_denoiser(settings: DenoiserSettings, condition: ConditionSettings, lat
         structures: names of the mask channels.
 
     Raises:
-        UserError: denoiser.patch does not divide the side of the latent.
+        UserError: denoiser.patch does not divide the side of the latent; denoiser.pretrained cannot be read.
     """
     conditioner = Conditioner(
         settings.cross_attention_dim, *shapes["embedding"], embedding_tokens=condition.embedding_tokens,
@@ -59,6 +60,9 @@ def build_denoiser(settings: DenoiserSettings, condition: ConditionSettings, lat
 
 
 def unet(settings: DenoiserSettings, latent: Latent, inputs: int) -> UNet2DConditionModel:
+    if settings.pretrained:
+        return fitted_unet(settings.pretrained, sample_size=latent[1], in_channels=inputs, out_channels=latent[0],
+                           cross_attention_dim=settings.cross_attention_dim)
     down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in settings.attention)
     up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(settings.attention))
     return UNet2DConditionModel(

@@ -198,6 +198,11 @@ def latest_complete(checkpoints: Folder) -> Folder | None:
     return next((folder for folder in reversed(list_checkpoints(checkpoints)) if _is_complete(folder)), None)
 
 
+def list_complete(checkpoints: Folder) -> list[Folder]:
+    """The checkpoints below a folder that have all their files, in the order of their images."""
+    return [folder for folder in list_checkpoints(checkpoints) if _is_complete(folder)]
+
+
 def _is_complete(folder: Folder) -> bool:
     """Files are committed whole: one that is there is complete."""
     try:

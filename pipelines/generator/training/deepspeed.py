@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cluster.session import device
 from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training.checkpoint import MODEL, Layout
-from pipelines.generator.training.ema import Ema, squared_norm
+from pipelines.generator.training.ema import STORED, Ema, squared_norm
 from pipelines.generator.training.sharded_state import Fragment, Tensors, fill, flattened, fragments
 from pipelines.learning.precision import bf16_is_fast
 
@@ -55,7 +55,7 @@ class DeepSpeedTrainer:
         self._adam_state = [{"step": torch.zeros((), device=partition.device),
                              **{key: torch.zeros_like(partition) for key in MOMENTS}} for partition in self.partitions]
         self._adam.state.update(zip(flat, self._adam_state, strict=True))
-        self.emas = [Ema(self.partitions, halflife) for halflife in settings.ema_halflife_images]
+        self.emas = [Ema(self.partitions, width) for width in STORED]
         self._finite = torch.ones((), dtype=torch.bool, device=self.partitions[0].device)
         self._grad_norm = torch.zeros_like(self._finite, dtype=torch.float32)
         self._adam.register_step_pre_hook(self._clip_and_mask)

@@ -20,6 +20,7 @@ from cluster.session import device
 from cluster.storage import Folder
 from pipelines.generator.denoiser.network import Denoiser, build_denoiser, compile_blocks, training_flops
 from pipelines.generator.denoiser.objective import Objective, StepRandomness
+from pipelines.generator.denoiser.pretrained import load_pretrained
 from pipelines.generator.latents.dataset import LatentBatch, LatentReader
 from pipelines.generator.latents.feed import StreamPlan
 from pipelines.generator.latents.spec import LatentSpec
@@ -83,6 +84,8 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
         cursor = checkpoint.check_fingerprint(resumed, spec.fingerprint)
         if rank == 0:  # whose weights DeepSpeed broadcasts
             denoiser.load_state_dict(checkpoint.read_part(resumed, checkpoint.MODEL))
+    elif settings.denoiser.pretrained and rank == 0:
+        load_pretrained(denoiser.network, settings.denoiser.pretrained)
     if trainer.activation_checkpointing:
         denoiser.network.enable_gradient_checkpointing()
     if trainer.compile:
@@ -122,6 +125,7 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
                 if due and not save_now:
                     save_now = everywhere(time.monotonic() - saved_at >= trainer.checkpoint_seconds, world)
                 was_preempted = preempted
+            save_now |= batch.crosses(trainer.snapshot_every)
             if save_now:
                 start = time.perf_counter()
                 save(engine, Cursor(batch.stop, engine.steps(), spec.fingerprint, engine.scaler()), saved)

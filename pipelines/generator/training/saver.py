@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import functools
 import threading
+from dataclasses import replace
 from typing import Any
 
 from cluster import scratch
-from cluster.storage import Folder
 from pipelines.generator.training import checkpoint
 from pipelines.generator.training.checkpoint import Cursor, Layout
 from pipelines.generator.training.deepspeed import DeepSpeedTrainer
+from pipelines.generator.training.ema import STORED, average_name
 from pipelines.generator.training.loop import TrainingSpec
 from pipelines.generator.training.sharded_state import Tensors
 
+SNAPSHOTS = "snapshots"  # folder of the EMAs before the end of training: checkpoints without the other parts
 WORST = 1e30  # reported for a checkpoint not yet validated: without it Ray would rank it best and delete validated ones
 
 
@@ -46,11 +48,12 @@ class CheckpointSaver:
             self._layout = engine.layout()
         vectors = engine.snapshot() if self._layout.fragments[self.rank] else {}
         milestone = trainer.milestone_every is not None and self._due(cursor, since, trainer.milestone_every)
+        snapshot = not self._is_last(cursor) and self._due(cursor, since, trainer.snapshot_every)
         placeholder = {trainer.select_by: WORST} if trainer.select_by else {}
         ray.train.report({"images": cursor.images, **placeholder}, Checkpoint(scratch.staging_dir(folder)),
                          checkpoint_dir_name=checkpoint.directory_name(cursor.images),
                          checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                         checkpoint_upload_fn=functools.partial(self._write, folder, vectors, cursor, milestone),
+                         checkpoint_upload_fn=functools.partial(self._write, vectors, cursor, milestone, snapshot),
                          validation=self._validation_task(cursor, since) if self.rank == 0 else False)
 
     def _due(self, cursor: Cursor, since: int, every: int | None) -> bool:
@@ -87,18 +90,25 @@ class CheckpointSaver:
         unknown = (self._validated or 0) > max((one.metrics["images"] for one in reported), default=0)
         return unknown or any(one.status is ReportedCheckpointStatus.PENDING_VALIDATION for one in reported)
 
-    def _write(self, folder: Folder, vectors: Tensors, cursor: Cursor, milestone: bool, empty: Any, name: str) -> Any:
-        """Write this worker's files to checkpoints/, and to milestones/ if it is one; runs in a thread.
+    def _write(self, vectors: Tensors, cursor: Cursor, milestone: bool, snapshot: bool, empty: Any, name: str) -> Any:
+        """Write this worker's files to checkpoints/, to milestones/ and to snapshots/ if it is one; runs in a thread.
 
         If it raises, Ray either calls it again, with the same vectors, or ends the worker.
         """
         from ray.train import Checkpoint
 
         assert self._layout is not None
+        folder, averages = self.spec.folder, [average_name(width) for width in STORED]
         kept = folder / "checkpoints" / name
-        for target in (kept, folder / "milestones" / name) if milestone else (kept,):
-            checkpoint.write_vectors(target, self._layout, self.rank, vectors)
+        targets = [(kept, self._layout)]
+        if milestone:
+            targets.append((folder / "milestones" / name, self._layout))
+        if snapshot:
+            targets.append((folder / SNAPSHOTS / name, replace(self._layout, parts=averages)))
+        for target, layout in targets:
+            if vectors:
+                checkpoint.write_vectors(target, layout, self.rank, {part: vectors[part] for part in layout.parts})
             if self.rank == 0:
-                checkpoint.write_state(target, self._layout, cursor)
+                checkpoint.write_state(target, layout, cursor)
         self._idle.set()
         return Checkpoint(kept.path, kept.filesystem)

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from cluster.session import device
 from cluster.storage import Folder
 from cluster.tasks import run_on_accelerator
-from pipelines.generator.export import build_pipeline, export_generator
 from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training import checkpoint, validate
+from pipelines.generator.training.average import TrainedModel, choose_width
 from pipelines.generator.training.loop import TrainingSpec
 from pipelines.generator.training.placement import stream_plan, training_resources
 from pipelines.generator.training.ray_train import run_trainer
@@ -47,24 +46,14 @@ def train(stage: Stage) -> Metrics:
         say(f"train: resuming at {since:,} of {trainer.images:,} images, after {cursor.steps:,} steps ({latest.uri})")
     with follow(stage.folder, "train", trainer.images, JOURNALS, trainer.loggers, since):
         last = run_trainer(spec, stage)
-    selected = best_checkpoint(stage.folder, trainer) or last
-    images = checkpoint.images_seen(selected)
-    ema, validation = best_average(trainer, validate.validation_at(stage.folder, images))
-    parameters = run_on_accelerator(stage.resources, export, spec, selected, ema, stage.input("autoencoder"),
-                                    stage.input("encoder"))
-    return summarise(read_journal(stage.folder)) | validation | {
-        "parameters": parameters, "exported": f"{ema} at {images:,} images"}
-
-
-def export(spec: TrainingSpec, selected: Folder, ema: str, autoencoder: Folder, encoder: Folder) -> int:
-    """Write generator/ from one EMA of a checkpoint.  Returns the number of its parameters."""
-    settings = spec.settings
-    denoiser = spec.denoiser(read_latent_spec(spec.latents)).to(device()).eval()
-    checkpoint.load_checked_weights(denoiser, checkpoint.read_part(selected, ema))
-    pipeline = build_pipeline(denoiser, autoencoder, encoder, settings.objective, settings.validate.steps,
-                              settings.validate.guidance)
-    export_generator(pipeline, spec.folder / "generator")
-    return sum(p.numel() for p in denoiser.parameters())
+    model = TrainedModel(spec, best_checkpoint(stage.folder, trainer) or last, stage.input("autoencoder"),
+                         stage.input("encoder"))
+    width, measured = choose_width(model, stage.resources)
+    parameters = run_on_accelerator(stage.resources, model.export, width)
+    by_width = {f"{each:g}": found["val_frechet"] for each, found in measured.items() if "val_frechet" in found}
+    return summarise(read_journal(stage.folder)) | measured.get(width, {}) | {
+        "parameters": parameters, "exported": checkpoint.images_seen(model.selected), "ema_width": width,
+        **({"val_frechet_by_width": by_width} if by_width else {})}
 
 
 def best_checkpoint(folder: Folder, trainer: TrainerSettings) -> Folder | None:
@@ -73,19 +62,6 @@ def best_checkpoint(folder: Folder, trainer: TrainerSettings) -> Folder | None:
     scored = [(entry[trainer.select_by], entry["images"]) for entry in read_journal(folder, validate.FILE)
               if trainer.select_by in entry and entry["images"] in kept]
     return folder / "checkpoints" / checkpoint.directory_name(min(scored)[1]) if scored else None
-
-
-def best_average(trainer: TrainerSettings, validation: dict[str, float]) -> tuple[str, dict[str, float]]:
-    """The name of the EMA to export, and its validation metrics.
-
-    The EMA with the lowest validation loss; the first one if none was validated, or if checkpoints are selected by the
-    Fréchet distance, which is measured for the first one only.
-    """
-    losses = {ema: validation.get(name) for ema, name in validate.loss_names(trainer).items()}
-    first = next(iter(losses))
-    best = first if trainer.select_by == "val_frechet" else min(losses, key=lambda ema: losses[ema] or 0.0)
-    metrics = {"val_loss": losses[best], "val_frechet": validation.get("val_frechet") if best == first else None}
-    return best, {name: value for name, value in metrics.items() if value is not None}
 
 
 def summarise(entries: list[dict[str, Any]]) -> Metrics:

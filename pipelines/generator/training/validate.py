@@ -22,13 +22,12 @@ from pipelines.generator.denoiser.objective import Objective, StepRandomness
 from pipelines.generator.export import build_pipeline
 from pipelines.generator.latents.dataset import LatentArrays, draw_val_images
 from pipelines.generator.latents.spec import read_latent_spec
-from pipelines.generator.settings import CONDITIONS, TrainerSettings
+from pipelines.generator.settings import CONDITIONS
 from pipelines.generator.standalone.pipeline import RayographPipeline
 from pipelines.generator.training import checkpoint
-from pipelines.generator.training.ema import average_name
+from pipelines.generator.training.ema import STORED, average_name
 from pipelines.generator.training.interval_log import BINS
 from pipelines.generator.training.loop import TrainingSpec
-from pipelines.graph.settings import Settings
 from pipelines.learning.precision import autocast
 from pipelines.monitor.journal import read_journal
 
@@ -41,8 +40,7 @@ def validate(spec: TrainingSpec, autoencoder: Folder, encoder: Folder, folder: F
     """Validate the checkpoint in `folder`; adds a line to validation.jsonl and a sample grid to samples/.
 
     Returns:
-        `val_loss` of the first EMA of the weights, also by noise level, and of the other EMAs; `val_frechet` if
-        `frechet`.
+        `val_loss` of the first EMA of the weights, also by noise level; `val_frechet` if `frechet`.
     """
     settings = spec.settings
     latent_spec = read_latent_spec(spec.latents)
@@ -51,11 +49,9 @@ def validate(spec: TrainingSpec, autoencoder: Folder, encoder: Folder, folder: F
     val = draw_val_images(spec.latents, latent_spec, most, settings.seed)
     denoiser = spec.denoiser(latent_spec).to(device()).eval()
     images = checkpoint.read_cursor(folder).images
-    metrics: dict[str, float] = {}
-    for ema, name in reversed(loss_names(settings.trainer).items()):  # ends with the first, which is then sampled from
-        denoiser.load_state_dict(checkpoint.read_part(folder, ema))
-        losses, levels = held_out_losses(spec, denoiser, val)
-        metrics[name] = losses.mean().item()
+    denoiser.load_state_dict(checkpoint.read_part(folder, average_name(STORED[0])))
+    losses, levels = held_out_losses(spec, denoiser, val)
+    metrics = {"val_loss": losses.mean().item()}
     bins = (levels * BINS).long()
     metrics |= {f"val_loss_noise_{b + 1}": losses[bins == b].mean().item() for b in range(BINS) if (bins == b).any()}
     pipeline = build_pipeline(denoiser, autoencoder, encoder, settings.objective, settings.validate.steps,
@@ -64,16 +60,10 @@ def validate(spec: TrainingSpec, autoencoder: Folder, encoder: Folder, folder: F
     if settings.validate.sample_images:
         save_sample_grid(spec, pipeline, val, images)
     if frechet:
-        metrics["val_frechet"] = frechet_to(pipeline, val, settings)
+        metrics["val_frechet"] = frechet_to(pipeline, val, settings.validate.frechet_images, settings.validate.batch)
     entry = {"images": images} | {name: float(f"{value:.6g}") for name, value in metrics.items()}
     append_validation(spec.folder, entry)
     return entry
-
-
-def loss_names(trainer: TrainerSettings) -> dict[str, str]:
-    """The name of the validation loss of each EMA of the weights: `val_loss` for the first."""
-    first, *others = map(average_name, trainer.ema_halflife_images)
-    return {first: "val_loss", **{name: f"val_loss_{name}" for name in others}}
 
 
 @torch.no_grad()
@@ -121,12 +111,16 @@ def save_sample_grid(spec: TrainingSpec, pipeline: RayographPipeline, val: Laten
         (spec.folder / "samples").write(file.name, file.read_bytes())
 
 
-def frechet_to(pipeline: RayographPipeline, val: LatentArrays, settings: Settings) -> float:
-    """Fréchet distance, in features of the run's encoder, between val images and samples with their conditions."""
+def frechet_to(pipeline: RayographPipeline, val: LatentArrays, images: int, batch: int) -> float:
+    """Fréchet distance, in features of the run's encoder, between val images and samples with their conditions.
+
+    Args:
+        images: of each, at most; the first ones.
+        batch: images per forward pass.
+    """
     from pipelines.metrics.fidelity import frechet_distance
 
-    n = min(settings.validate.frechet_images, len(val))
-    batch = settings.validate.batch
+    n = min(images, len(val))
     chunks = [np.arange(start, min(start + batch, n)) for start in range(0, n, batch)]
     synthetic = torch.cat([pipeline.encoder.embed(sample_conditioned_on(pipeline, val, rows)) for rows in chunks])
     real = torch.from_numpy(val.conditions["embedding"][:n]).to(synthetic)

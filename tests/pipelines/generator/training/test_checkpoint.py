@@ -14,7 +14,7 @@ from pipelines.generator.training import checkpoint
 from pipelines.generator.training.ray_train import SNAPSHOT, earlier_checkpoint, remove_unregistered
 from pipelines.generator.training.saver import WORST
 from pipelines.generator.training.sharded_state import Fragment
-from pipelines.generator.training.stage import best_average, best_checkpoint
+from pipelines.generator.training.stage import best_checkpoint
 from pipelines.generator.training.validate import append_validation, validation_at
 
 
@@ -180,18 +180,6 @@ def test_what_was_measured_of_a_checkpoint_that_was_made_again_is_replaced(tmp_p
         append_validation(folder, {"images": images, "val_loss": loss})
     assert validation_at(folder, 64) == {"images": 64, "val_loss": 0.3}
     assert validation_at(folder, 128) == {}
-
-
-def test_the_average_with_the_least_validation_loss_is_chosen():
-    halflives = [500, 50]
-    trainer = TrainerSettings(images=1, ema_halflife_images=halflives)
-    second = {"val_loss": 0.2, "val_loss_ema-50": 0.1, "val_frechet": 9.0}
-    assert best_average(trainer, second) == ("ema-50", {"val_loss": 0.1})  # the distance is the first's
-    first = {"val_loss": 0.1, "val_loss_ema-50": 0.2, "val_frechet": 9.0}
-    assert best_average(trainer, first) == ("ema-500", {"val_loss": 0.1, "val_frechet": 9.0})
-    assert best_average(trainer, {}) == ("ema-500", {})
-    chosen = TrainerSettings(images=1, ema_halflife_images=halflives, select_by="val_frechet")
-    assert best_average(chosen, second) == ("ema-500", {"val_loss": 0.2, "val_frechet": 9.0})
 
 
 def test_ray_keeps_the_best_of_the_measured_checkpoints(tmp_path):

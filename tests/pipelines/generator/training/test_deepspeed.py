@@ -15,11 +15,11 @@ from distributed import run
 from cluster.storage import Folder
 from pipelines.generator.settings import ConditionSettings, DenoiserSettings, ObjectiveSettings, TrainerSettings
 from pipelines.generator.training import checkpoint
+from pipelines.generator.training.ema import STORED, average_name, exponent
 
 pytestmark = pytest.mark.ray
 
 BATCH, LATENT, WIDTH, LABELS, RATE = 16, (4, 8, 8), 8, ["a", "b"], 1e-3
-HALFLIVES = [64, 16]
 
 
 def make_denoiser():
@@ -35,7 +35,7 @@ def make_engine(module, stage, world, **options):
     from pipelines.generator.training import deepspeed
 
     settings = TrainerSettings(images=1, batch=BATCH, workers=world, zero_stage=stage, zero3_persistence=0,
-                               ema_halflife_images=HALFLIVES, **{"precision": "fp32", **options})
+                               **{"precision": "fp32", **options})
     with mock.patch.object(deepspeed, "bf16_is_fast", return_value=True):  # so that every CPU tests it
         return deepspeed.DeepSpeedTrainer(module, settings, world)
 
@@ -106,19 +106,18 @@ def same(one, other):
         torch.equal(one[part][name], other[part][name]) for part in one for name in one[part])
 
 
-def average(weights, halflife):
-    """An exponential average by its definition, of the weights at the start and after each step."""
-    found = weights[0]
-    for step, now in enumerate(weights[1:], 1):
-        beta = 0.5 ** (BATCH / min(halflife, step * BATCH * 0.05))
-        found = {name: beta * found[name] + (1 - beta) * now[name] for name in now}
-    return found
+def average(weights, width):
+    """A power-function average by its definition, of the weights after each step: step k has the share of the profile
+    from k - 1 to k."""
+    steps, power = len(weights), exponent(width) + 1
+    shares = [(step / steps) ** power - ((step - 1) / steps) ** power for step in range(1, steps + 1)]
+    return {name: sum(share * now[name] for share, now in zip(shares, weights, strict=True)) for name in weights[0]}
 
 
 def whole_life(rank, world, stage, options):
     """Losses of 6 steps unbroken, of 3 and a resume, and in several passes; averages; what a bad batch changes."""
     engine = make_engine(make_denoiser(), stage, world, **options)
-    weights, unbroken = [state_everywhere(engine, rank)["model"]], []
+    weights, unbroken = [], []
     for step in range(3):
         unbroken += losses(engine, step, step + 1, rank, world)
         weights.append(state_everywhere(engine, rank)["model"])
@@ -126,8 +125,8 @@ def whole_life(rank, world, stage, options):
     box = [tempfile.mkdtemp() if rank == 0 else None]
     torch.distributed.broadcast_object_list(box, src=0)
     write(engine, Folder(box[0]), rank, checkpoint.Cursor(3 * BATCH, 3, ""))
-    gaps = [(state[f"ema-{halflife}"][name] - value).abs().max().item() for halflife in HALFLIVES
-            for name, value in average(weights, halflife).items()]
+    gaps = [(state[average_name(width)][name] - value).abs().max().item() for width in STORED
+            for name, value in average(weights, width).items()]
     unbroken += losses(engine, 3, 6, rank, world)
     norms, before, steps = engine.norms(), state_everywhere(engine, rank), engine.steps()
     taken = []
@@ -165,7 +164,7 @@ def check(found, reference, tolerance):
     assert found["in_passes"] == pytest.approx(found["unbroken"][:3], rel=tolerance)
     assert found["average_gap"] < 1e-6
     parameters = sum(p.numel() for p in make_denoiser().parameters())
-    parts = ("model", *(f"ema-{halflife}" for halflife in HALFLIVES), "exp_avg", "exp_avg_sq")
+    parts = ("model", *map(average_name, STORED), "exp_avg", "exp_avg_sq")
     assert found["elements"] == dict.fromkeys(parts, parameters)
 
 
