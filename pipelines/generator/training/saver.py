@@ -98,13 +98,13 @@ class CheckpointSaver:
         from ray.train import Checkpoint
 
         assert self._layout is not None
-        folder, averages = self.spec.folder, [average_name(width) for width in STORED]
-        kept = folder / "checkpoints" / name
-        targets = [(kept, self._layout)]
+        kept = self.spec.folder / "checkpoints" / name
+        targets = [(kept, self._layout)]  # written last: none is resumed from without its snapshot
         if milestone:
-            targets.append((folder / "milestones" / name, self._layout))
+            targets.insert(0, (self.spec.folder / "milestones" / name, self._layout))
         if snapshot:
-            targets.append((folder / SNAPSHOTS / name, replace(self._layout, parts=averages)))
+            averages = replace(self._layout, parts=[average_name(width) for width in STORED])
+            targets.insert(0, (self.spec.folder / SNAPSHOTS / name, averages))
         for target, layout in targets:
             if vectors:
                 checkpoint.write_vectors(target, layout, self.rank, {part: vectors[part] for part in layout.parts})

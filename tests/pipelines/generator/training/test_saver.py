@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from ray.train.v2.api.reported_checkpoint import ReportedCheckpointStatus
 from cluster.storage import Folder
 from pipelines.generator.training import checkpoint, saver
 from pipelines.generator.training.checkpoint import Cursor, Layout
+from pipelines.generator.training.ema import STORED, average_name
 from pipelines.generator.training.loop import TrainingSpec
 from pipelines.generator.training.sharded_state import Fragment
 
@@ -50,11 +53,11 @@ def save(tiny, tmp_path):
     vector = torch.empty(4)
     engine = SimpleNamespace(layout=lambda: LAYOUT, snapshot=lambda: {"model": vector})
 
-    def save_at(images: int) -> None:
-        engine.snapshot = lambda: {"model": vector.fill_(images)}
+    def save_at(images: int, parts: Sequence[str] = ("model",)) -> None:
+        engine.snapshot = lambda: dict.fromkeys(parts, vector.fill_(images))
         saving(engine, Cursor(images, images, "f"), images - 64)
 
-    save_at.folder, save_at.settings = spec.folder, settings
+    save_at.folder, save_at.settings, save_at.saving = spec.folder, settings, saving
     return save_at
 
 
@@ -128,3 +131,18 @@ def test_an_upload_that_is_tried_again_writes_its_own_numbers_and_lets_one_check
     third.join(10)
     assert len(reports) == 3
     assert checkpoint.latest_complete(save.folder / "checkpoints").path.endswith(checkpoint.directory_name(128))
+
+
+def test_snapshots_hold_the_averages_and_are_written_before_the_checkpoint(save, reports, known, monkeypatch):
+    save.settings.trainer.ema_snapshots, written = 4, []
+    parts = ["model", *map(average_name, STORED)]
+    monkeypatch.setattr(checkpoint, "write_vectors", lambda folder, layout, rank, vectors: written.append(
+        (Path(folder.path).parent.name, checkpoint.images_seen(folder), sorted(vectors))))
+    save.saving._layout = Layout(parts, {"w": [4]}, [[Fragment("w", 0, 0, 4)]])
+    for images in (192, 256, 448, 512, 1000):
+        save(images, parts)
+        upload(reports[-1])
+    averages = sorted(parts[1:])
+    assert [line for line in written if line[0] == "snapshots"] == [
+        ("snapshots", 256, averages), ("snapshots", 512, averages)], "the end is the last checkpoint's"
+    assert written.index(("snapshots", 512, averages)) < written.index(("checkpoints", 512, sorted(parts)))
