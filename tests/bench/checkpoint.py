@@ -26,7 +26,7 @@ from pipelines.graph.plan import Plan
 from pipelines.monitor.journal import read_journal
 
 LATENT, WIDTH, ROWS, GOAL = (4, 16, 16), 128, 512, 0.1  # seconds
-SIZES, ROUNDS = (3_000_000, 30_000_000, 100_000_000, 250_000_000), 5  # parameters; the largest takes 10 GB here
+SIZES, ROUNDS = (3_000_000, 30_000_000, 100_000_000, 250_000_000), 5  # parameters; the largest takes 12 GB here
 LARGE, WORKERS, LARGE_GOAL = 862_000_000, 8, 0.5  # Stable Diffusion's UNet on one node; seconds
 
 
@@ -43,7 +43,7 @@ def demo_stalls() -> list[float]:
     with tempfile.TemporaryDirectory() as staging_dir, session() as resources:
         settings = load_settings("profile=demo", f"storage={staging_dir}", "name=bench", "trainer.images=1536",
                                  "trainer.batch=32", "trainer.checkpoint_every=256", "trainer.checkpoint_seconds=0",
-                                 "trainer.log_every=32", "validate.images=0")
+                                 "trainer.log_every=32", "trainer.ema_snapshots=1", "validate.images=0")
         run_trainer(training_spec(Folder(staging_dir) / "bench", settings, ROWS, LATENT, WIDTH),
                     Plan(settings).stage("train", resources))
         entries = read_journal(Folder(staging_dir) / "bench" / "train")
@@ -76,7 +76,7 @@ def main() -> None:
          against=f"{GOAL} s")
     seconds = [copied for copied, _ in measured.values()]
     slope, offset = np.polyfit(SIZES, seconds, 1)
-    vectors = 4  # weights, two moments, one EMA
+    vectors = 5  # weights, two moments, two EMAs
     predicted = offset + slope * LARGE / WORKERS
     emit("checkpoint_large", LARGE_GOAL / predicted, 1.0, predicted_seconds=round(predicted, 3),
          parameters=LARGE, workers=WORKERS, gigabytes_per_second=round(4 * vectors / slope / 1e9, 2),

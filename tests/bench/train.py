@@ -73,7 +73,7 @@ def main() -> None:
     chunk = load_settings("profile=demo").trainer.batch * STEPS
     settings = load_settings("profile=demo", f"trainer.images={chunk * (ROUNDS + 1)}",
                              f"trainer.checkpoint_every={chunk}", "trainer.checkpoint_seconds=0",
-                             f"trainer.log_every={chunk}")
+                             f"trainer.log_every={chunk}", "trainer.ema_snapshots=1")
     bare, slow = Loop(settings, cached(settings.trainer.batch)), Loop(settings, online(settings))
     times: dict[str, list[float]] = {"ours": [], "bare": [], "online": []}
     start_time = 0.0
