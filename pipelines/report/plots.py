@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -52,4 +52,21 @@ def curves(journal: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]
         axes.set_xlabel("images seen")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        return to_png(figure)
+
+
+def distances_by_width(distances: Mapping[str, float]) -> bytes:
+    """Fréchet distances of EMAs, by their width; the lowest one is marked."""
+    widths, best = list(map(float, distances)), min(distances, key=distances.__getitem__)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((4.2, 2.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(widths, list(distances.values()), color=REAL, marker="o", markersize=3)
+        axes.plot(float(best), distances[best], color=SYNTHETIC, marker="o", markersize=7)
+        axes.set_xscale("log")
+        axes.set_xticks(widths, [f"{width:g}" for width in widths])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_title("Fréchet distance")
+        axes.set_xlabel("width, as a fraction of the images seen")
         return to_png(figure)

@@ -149,13 +149,18 @@ def load_image(folder: Folder, name: str, title: str, caption: str) -> Iterator[
 
 
 def training_curves(stage: Stage) -> Iterator[PageImage]:
-    """Loss and speed of the trained stages."""
+    """Loss and speed of the trained stages, and how the generator's EMA was chosen."""
     for role in TRAINED:
         journal = read_journal(stage.input(role))
         if journal:
             held_out = read_journal(stage.input(role), "validation.jsonl")
             yield PageImage(role, f"up to {journal[-1]['images']:,} images, repeats counted",
                          plots.curves(journal, held_out))
+    trained = (stage.input("train").read_json("stage.json") or {}).get("metrics", {})
+    if distances := trained.get("val_frechet_by_width"):
+        yield PageImage("Width of the weights' average",
+                        f"Distance of samples from val images by the EMA's width; {trained['ema_width']:g} is exported",
+                        plots.distances_by_width(distances))
 
 
 def command(stage: Stage) -> str:

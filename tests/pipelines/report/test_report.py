@@ -30,7 +30,8 @@ METRICS = {
     "autoencoder": {"psnr": 27.3},
     "encoder": {"dim": 32, "effective_rank": 9.5, "weights": "untrained"},
     "latents": {"images": 6, "images_per_second": 188.7},
-    "train": {"images": 256, "images_per_second": 310.2, "data_wait_fraction": 0.004, "loss": 0.412},
+    "train": {"images": 256, "images_per_second": 310.2, "data_wait_fraction": 0.004, "loss": 0.412,
+              "ema_width": 0.05, "val_frechet_by_width": {"0.03": 2.5, "0.05": 1.5, "0.1": 1.75}},
     "sample": {"images": 3, "images_per_second": 8.31},
     "evaluate": {"extractor": "this run's encoder", "dim": 32, "n": 2, "reference": "test", "nearest_checked": 3,
                  "frechet": 1.5803, "frechet_floor": 0.2774, "copies": 0.0419, "copies_floor": 0.014,
@@ -98,8 +99,8 @@ def test_the_page_stands_alone(whole):
     page = page_of(whole)
     found = Links()
     found.feed(page)
-    assert metrics == {"bytes": len(page.encode()), "pictures": 8}
-    assert len(found.links) == 8
+    assert metrics == {"bytes": len(page.encode()), "pictures": 9}
+    assert len(found.links) == 9
     assert all(link.startswith("data:image/png;base64,") for link in found.links)
     assert not {"script", "link", "iframe", "object", "base", "form"} & set(found.tags)
     assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"base64,[^\"]*", "", page))
