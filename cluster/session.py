@@ -24,11 +24,15 @@ class Resources:
     node_cpus: int  # of the largest node: the most that one process can reserve
     hides_gpus: bool = False  # the cluster has GPUs that must not be used
     fixed: bool = False  # the cluster is this machine alone and cannot grow
+    accelerator_type: str | None = None  # of `gpus`, by its name in Ray; None: of any type
 
     @property
     def accelerator(self) -> dict[str, Any]:
         """Ray options of one computing process: one GPU if there are any, else one CPU."""
-        return {"num_gpus": 1, "num_cpus": 1} if self.gpus else {"num_cpus": 1, **self.without_gpus}
+        if not self.gpus:
+            return {"num_cpus": 1, **self.without_gpus}
+        typed = {"accelerator_type": self.accelerator_type} if self.accelerator_type else {}
+        return {"num_gpus": 1, "num_cpus": 1, **typed}
 
     @property
     def without_gpus(self) -> dict[str, Any]:
@@ -51,7 +55,7 @@ def count_resources(accelerator_type: str | None = None) -> Resources:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     typed = [node for node in nodes if accelerator_type is None or f"accelerator_type:{accelerator_type}" in node]
     return Resources(cpus=int(sum(node.get("CPU", 0) for node in nodes)) or 1,
-                     gpus=int(sum(node.get("GPU", 0) for node in typed)),
+                     gpus=int(sum(node.get("GPU", 0) for node in typed)), accelerator_type=accelerator_type,
                      node_cpus=int(max([node.get("CPU", 0) for node in nodes], default=0)))
 
 

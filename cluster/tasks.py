@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,33 @@ def run_on_accelerator(resources: Resources, function: Callable[..., T], *args: 
         return ray.get(task.remote(function, args))
     except RayTaskError as error:
         raise error.cause from error
+
+
+def run_each_on_accelerator(resources: Resources, function: Callable[..., T], items: Iterable[Any],
+                            ) -> Iterator[tuple[Any, T | Exception]]:
+    """Run `function(item)` for each item in a Ray task of its own, at once on as many accelerators as there are.
+
+    Without GPUs a task takes the CPUs of one node.
+
+    Yields:
+        Each item with its result, or with the exception that the function raised or its task ended with, in the order
+        of completion.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    options = resources.accelerator if resources.gpus else resources.accelerator | {"num_cpus": resources.node_cpus}
+    task = ray.remote(max_retries=3, max_calls=1, **options)(_with_threads)
+    pending = {task.remote(function, (item,)): item for item in items}
+    while pending:
+        [finished], _ = ray.wait(list(pending), num_returns=1)
+        item = pending.pop(finished)
+        try:
+            yield item, ray.get(finished)
+        except RayTaskError as error:
+            yield item, error.cause
+        except RayError as error:
+            yield item, error
 
 
 def run_in_subprocess(function: Callable[..., T], *args: Any) -> T:

@@ -20,17 +20,18 @@ from conftest import TINY
 from PIL import Image
 from safetensors.numpy import load_file
 
-from cluster.storage import Folder
+from cluster.session import Resources
 from pipelines.data.phantom import render
 from pipelines.generator.training import checkpoint
-from pipelines.generator.training.average import DEFAULT_WIDTH
-from pipelines.generator.training.ema import average_name
+from pipelines.generator.training.average import TrainedModel
+from pipelines.generator.training.stage import training_spec
 from pipelines.graph.compose import load_settings
+from pipelines.graph.plan import Plan
 from pipelines.graph.run import run_stages
 
 RAYOGRAPH = shutil.which("rayograph", path=os.path.dirname(sys.executable))
 SIZES = (*TINY, "data.images=480", "trainer.images=1024", "trainer.checkpoint_every=160", "trainer.log_every=96",
-         "sample.images=96", "trainer.ema_snapshots=8")
+         "sample.images=96", "trainer.ema_snapshots=8", "data.val_fraction=0.2")
 SHARDED = ("trainer.workers=2", "trainer.zero3_persistence=0")
 STAGES = ("ingest", "autoencoder", "encoder", "latents", "train", "sample", "evaluate", "finetune", "report", "publish")
 SECONDS = 600  # for one run, on a slow machine
@@ -88,7 +89,7 @@ def one_salt():
 def finished(tmp_path_factory):
     """Storage of one unbroken run of two workers, which the tests only read or copy."""
     storage = tmp_path_factory.mktemp("finished")
-    run(storage, "validate.images=32", "validate.every=1000000", "validate.frechet_images=16",
+    run(storage, "validate.images=64", "validate.every=1000000", "validate.frechet_images=16",
         "trainer.milestone_every=480", *SHARDED)
     return storage
 
@@ -125,8 +126,8 @@ def test_a_run_leaves_every_stage_the_report_and_what_it_publishes(finished):
     [measured] = [json.loads(line) for line in (folder / "train" / "validation.jsonl").read_text().splitlines()]
     assert measured["images"] == 1024
     assert measured["val_loss"] > 0
-    distances = metrics["train"]["val_frechet_by_width"]
-    assert float(min(distances, key=distances.get)) == metrics["train"]["ema_width"]
+    distances = metrics["train"]["val_frechet_by_length"]
+    assert float(min(distances, key=distances.get)) == metrics["train"]["ema_length"]
     assert metrics["train"]["val_frechet"] == min(distances.values())
     assert len(list((folder / "train" / "snapshots").iterdir())) == 7
     assert "val_loss_noise_1" in measured
@@ -253,12 +254,13 @@ def test_sigkill_in_any_stage_changes_nothing(finished, tmp_path):
 @pytest.mark.parametrize("stage", [0, 2, 3])  # test_loop.py kills two workers without Ray, which is quicker
 def test_two_workers_train_save_resume_export_and_reload(copied, finished, stage):
     shutil.rmtree(copied / "run" / "train")
-    sharding = (*SHARDED, f"trainer.zero_stage={stage}")
+    sharding = (*SHARDED, f"trainer.zero_stage={stage}", "trainer.ema_length=0.06")
     snapshot = copied / "run/train/checkpoints/checkpoint_manager_snapshot.json"
     kill_when(copied, snapshot.exists, *sharding, stage="train")
     assert "resuming at" in run(copied, *sharding, stage="train")
-    last = checkpoint.latest_complete(Folder(str(finished / "run/train/checkpoints")))
-    average = checkpoint.read_part(last, average_name(DEFAULT_WIDTH))  # exported where there are no val images
+    unbroken = Plan(load_settings(*SIZES, f"storage={finished}", "name=run")).stage("train", Resources(2, 0, 2))
+    last = checkpoint.latest_complete(unbroken.folder / "checkpoints")
+    average = TrainedModel(training_spec(unbroken), last, unbroken.folder, unbroken.folder).weights(0.06)
     one = {name.removeprefix("network."): value.numpy() for name, value in average.items() if "network." in name}
     two = load_file(copied / "run/train/generator/unet/diffusion_pytorch_model.safetensors")
     assert one.keys() == two.keys()

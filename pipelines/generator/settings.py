@@ -155,8 +155,8 @@ class DenoiserSettings:
     """unet, or dit (diffusion transformer)."""
     pretrained: str | None = None
     """UNet: Hub id or folder of a UNet, or of a pipeline with one, such as Stable Diffusion, whose architecture is used
-    and from whose weights training starts; null: newly initialised. Cross-attention is new if cross_attention_dim
-    is not the published UNet's."""
+    (in place of channels, attention, layers, norm_groups and head_dim) and from whose weights training starts; null:
+    newly initialised. Cross-attention is new if cross_attention_dim is not the published UNet's."""
     channels: list[int] = field(default_factory=lambda: [48, 64, 96])
     """UNet: feature channels of each resolution level."""
     attention: list[bool] = field(default_factory=lambda: [False, False, True])
@@ -173,6 +173,13 @@ class DenoiserSettings:
     """Width of an attention head."""
     cross_attention_dim: int = 128
     """Width of a conditioning token."""
+
+    def check_with(self, settings: Any) -> None:
+        if self.pretrained is not None:
+            require(settings.objective.process == "diffusion", "denoiser.pretrained", self.pretrained,
+                    f"was trained by diffusion, not with objective.process={settings.objective.process}")
+            require(settings.autoencoder.space == "latent", "denoiser.pretrained", self.pretrained,
+                    "is of latents, not of autoencoder.space=pixel")
 
     def check(self) -> None:
         require(self.pretrained is None or self.architecture == "unet", "denoiser.pretrained", self.pretrained,
@@ -264,17 +271,18 @@ class TrainerSettings:
     """Adam's beta2; 0.99 suits runs of a few thousand steps, 0.999 longer ones."""
     grad_clip: float = 1.0
     """Maximum gradient norm."""
-    ema_width: float | None = None
-    """Width of the exported EMA of the weights: the standard deviation of its power-function profile, as a fraction of
-    the images seen; null: the one of several whose samples have the lowest Fréchet distance from val images."""
+    ema_length: float | None = None
+    """Length of the exported EMA of the weights: the standard deviation of its power-function profile, as a fraction of
+    the images seen (sigma_rel in EDM2). null: the one from 0.05 to 0.2 whose samples have the lowest Fréchet distance
+    from validate.images val images; 0.1 if these are fewer than twice the features' dimensions."""
     ema_snapshots: int = 16
-    """Snapshots of the stored EMAs during training, from which one of any width is reconstructed after it; each takes
-    twice the room of the float32 weights."""
+    """Equal parts of the training, after each of which the stored EMAs are kept, with a checkpoint. An EMA of any
+    length is reconstructed from them; each takes twice the room of the float32 weights."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Mixed-precision data type of matrix products; fp32 is used if the hardware has no units for the others. What
     stays in float32 under bf16 and fp16 is computed in TF32 on GPUs that have it."""
     select_by: Literal["val_loss", "val_frechet"] | None = None
-    """Export the checkpoint with the lowest value of this metric; null: the last one."""
+    """Export the checkpoint with the lowest value of this metric, of the EMA of length 0.05; null: the last one."""
     max_skipped_batches: int = execution(10)
     """Non-finite batches to skip before the run stops."""
     reader: Literal["cached", "stream"] = "cached"
@@ -313,9 +321,10 @@ class TrainerSettings:
     compile: bool = execution(False)
     """Apply torch.compile to the repeated blocks."""
     checkpoint_every: int = execution(50_000)
-    """Images between checkpoints, at least."""
+    """Images between checkpoints, at least, but for those of trainer.ema_snapshots."""
     checkpoint_seconds: float = execution(60.0)
-    """Seconds between checkpoints, at least, however fast the cluster trains."""
+    """Seconds between checkpoints, at least, however fast the cluster trains, but for those of
+    trainer.ema_snapshots."""
     keep_checkpoints: int = execution(2)
     """Number of checkpoints to keep, in addition to milestones."""
     milestone_every: int | None = execution(None)
@@ -344,8 +353,8 @@ class TrainerSettings:
         fraction("trainer", self, "final_lr_fraction", "beta2")
         require(self.accelerator_type is None or self.accelerator != "cpu", "trainer.accelerator_type",
                 self.accelerator_type, "is of GPUs, but trainer.accelerator=cpu")
-        require(self.ema_width is None or 0 < self.ema_width < 12**-0.5, "trainer.ema_width", self.ema_width,
-                "must be above 0 and below 0.288, the width of a plain mean")
+        require(self.ema_length is None or 0 < self.ema_length < 12**-0.5, "trainer.ema_length", self.ema_length,
+                "must be above 0 and below 0.288, the length of a plain mean")
         require(self.zero_stage in (0, 1, 2, 3), "trainer.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
         require(self.zero_stage > 0 or self.precision != "fp16", "trainer.precision", self.precision,
                 "needs trainer.zero_stage=1 or more, whose optimizer scales the loss")
@@ -381,12 +390,12 @@ class ValidateSettings:
     max_seconds: float = execution(3_600.0)
     """Time limit of one validation: one that hangs is ended, and the next checkpoint validated."""
     images: int = execution(512)
-    """Val images used for the validation loss (at fixed noise) and to choose the EMA's width, at most; 0: no
-    validation."""
+    """Val images used for the validation loss (at fixed noise), at most, and sampled after the training with each of
+    the EMAs to choose from (trainer.ema_length); 0: no validation."""
     sample_images: int = execution(8)
     """Images in the grid of samples."""
     frechet_images: int = execution(0)
-    """Images sampled for the Fréchet distance; 0: none."""
+    """Images sampled for the Fréchet distance during training; 0: none."""
     frechet_every: int | None = execution(None)
     """Images between Fréchet distances; null: every validation."""
     batch: int = execution(64)

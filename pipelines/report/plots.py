@@ -55,18 +55,18 @@ def curves(journal: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]
         return to_png(figure)
 
 
-def distances_by_width(distances: Mapping[str, float]) -> bytes:
-    """Fréchet distances of EMAs, by their width; the lowest one is marked."""
-    widths, best = list(map(float, distances)), min(distances, key=distances.__getitem__)
+def distances_by_length(distances: Mapping[str, float], exported: float) -> bytes:
+    """Fréchet distances of EMAs, by their length; the exported one is marked."""
+    lengths = list(map(float, distances))
     with matplotlib.rc_context(STYLE):
         figure = Figure((4.2, 2.2), layout="constrained")
         axes = figure.subplots()
-        axes.plot(widths, list(distances.values()), color=REAL, marker="o", markersize=3)
-        axes.plot(float(best), distances[best], color=SYNTHETIC, marker="o", markersize=7)
+        axes.plot(lengths, list(distances.values()), color=REAL, marker="o", markersize=3)
+        axes.plot(exported, distances[f"{exported:g}"], color=SYNTHETIC, marker="o", markersize=7)
         axes.set_xscale("log")
-        axes.set_xticks(widths, [f"{width:g}" for width in widths])
+        axes.set_xticks(lengths, [f"{length:g}" for length in lengths])
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
         axes.set_title("Fréchet distance")
-        axes.set_xlabel("width, as a fraction of the images seen")
+        axes.set_xlabel("length, as a fraction of the images seen")
         return to_png(figure)

@@ -157,10 +157,11 @@ def training_curves(stage: Stage) -> Iterator[PageImage]:
             yield PageImage(role, f"up to {journal[-1]['images']:,} images, repeats counted",
                          plots.curves(journal, held_out))
     trained = (stage.input("train").read_json("stage.json") or {}).get("metrics", {})
-    if distances := trained.get("val_frechet_by_width"):
-        yield PageImage("Width of the weights' average",
-                        f"Distance of samples from val images by the EMA's width; {trained['ema_width']:g} is exported",
-                        plots.distances_by_width(distances))
+    distances = trained.get("val_frechet_by_length", {})
+    if len(distances) > 1:
+        yield PageImage("EMA of the weights",
+                        f"Distance of samples from val images by length; {trained['ema_length']:g} is exported",
+                        plots.distances_by_length(distances, trained["ema_length"]))
 
 
 def command(stage: Stage) -> str:

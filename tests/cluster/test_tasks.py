@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import ray
 
 from cluster.errors import UserError
-from cluster.tasks import run_in_subprocess
+from cluster.session import Resources
+from cluster.tasks import run_each_on_accelerator, run_in_subprocess
 from pipelines.graph.fields import require
 
 
@@ -30,3 +32,17 @@ def test_a_script_without_a_guard_is_not_run_again(tmp_path):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, cwd=tmp_path,
                           env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.stdout == "once a/b\n"
+
+
+def divide(number):
+    """The quotient of 12 and a number; the process dies of 3."""
+    return os._exit(9) if number == 3 else 12 // number
+
+
+@pytest.mark.ray
+def test_each_item_has_a_task_and_one_that_fails_costs_itself(ray_cluster):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+    found = dict(run_each_on_accelerator(Resources(cpus=4, gpus=0, node_cpus=2), divide, [0, 1, 2, 3]))
+    assert (found[1], found[2]) == (12, 6)
+    assert isinstance(found[0], ZeroDivisionError)
+    assert isinstance(found[3], Exception)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import ModelMixin, PixArtTransformer2DModel, UNet2DConditionModel
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from pipelines.data.structures import pixel_values
-from pipelines.generator.denoiser.pretrained import fitted_unet
 from pipelines.generator.settings import ConditionSettings, DenoiserSettings
 from pipelines.generator.standalone.conditioner import Conditioner
 
@@ -37,7 +37,8 @@ class Denoiser(nn.Module):
 
 
 def build_denoiser(settings: DenoiserSettings, condition: ConditionSettings, latent: Latent,
-                   shapes: dict[str, tuple[int, ...]], labels: list[str], structures: Sequence[str] = ()) -> Denoiser:
+                   shapes: dict[str, tuple[int, ...]], labels: list[str], structures: Sequence[str] = (),
+                   published: dict[str, Any] | None = None) -> Denoiser:
     """A denoiser with newly initialised weights.
 
     Args:
@@ -45,9 +46,10 @@ def build_denoiser(settings: DenoiserSettings, condition: ConditionSettings, lat
         shapes: of one image's conditions in the latents table; the embedding is always present.
         labels: the findings, in the order of their columns.
         structures: names of the mask channels.
+        published: config of the published UNet whose architecture is used.
 
     Raises:
-        UserError: denoiser.patch does not divide the side of the latent; denoiser.pretrained cannot be read.
+        UserError: denoiser.patch does not divide the side of the latent.
     """
     conditioner = Conditioner(
         settings.cross_attention_dim, *shapes["embedding"], embedding_tokens=condition.embedding_tokens,
@@ -55,14 +57,17 @@ def build_denoiser(settings: DenoiserSettings, condition: ConditionSettings, lat
         labels=labels if condition.labels else [],
         structures={name: list(pixel_values(name)) for name in structures} if condition.mask else {},
     )
-    network = {"unet": unet, "dit": dit}[settings.architecture]
-    return Denoiser(network(settings, latent, latent[0] + conditioner.mask_channels), conditioner)
+    inputs = latent[0] + conditioner.mask_channels
+    if published:
+        network = UNet2DConditionModel.from_config(published | {
+            "sample_size": latent[1], "in_channels": inputs, "out_channels": latent[0],
+            "cross_attention_dim": settings.cross_attention_dim})
+    else:
+        network = {"unet": unet, "dit": dit}[settings.architecture](settings, latent, inputs)
+    return Denoiser(network, conditioner)
 
 
 def unet(settings: DenoiserSettings, latent: Latent, inputs: int) -> UNet2DConditionModel:
-    if settings.pretrained:
-        return fitted_unet(settings.pretrained, sample_size=latent[1], in_channels=inputs, out_channels=latent[0],
-                           cross_attention_dim=settings.cross_attention_dim)
     down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in settings.attention)
     up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(settings.attention))
     return UNet2DConditionModel(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ class DeepSpeedTrainer:
         self._adam_state = [{"step": torch.zeros((), device=partition.device),
                              **{key: torch.zeros_like(partition) for key in MOMENTS}} for partition in self.partitions]
         self._adam.state.update(zip(flat, self._adam_state, strict=True))
-        self.emas = [Ema(self.partitions, width) for width in STORED]
+        self.emas = [Ema(self.partitions, length) for length in STORED]
         self._finite = torch.ones((), dtype=torch.bool, device=self.partitions[0].device)
         self._grad_norm = torch.zeros_like(self._finite, dtype=torch.float32)
         self._adam.register_step_pre_hook(self._clip_and_mask)
@@ -123,14 +123,17 @@ class DeepSpeedTrainer:
             torch.cuda.synchronize()
         return copies
 
-    def load(self, read: Callable[[str, list[Fragment], int], Tensor], steps: int, scaler: dict[str, Any]) -> None:
+    def load(self, read: Callable[[str, list[Fragment], int], Tensor], parts: Collection[str], steps: int,
+             scaler: dict[str, Any]) -> None:
         """Restore the state and `scaler` saved after `steps` steps; the module already has the weights.
 
         Args:
             read: the vector (N,) of a part, of this worker's fragments and number N of elements.
+            parts: those that were saved.
         """
         for part, buffers in self._parts().items():
-            fill(buffers, read(part, self.fragments, self.elements))
+            if part in parts:
+                fill(buffers, read(part, self.fragments, self.elements))
         for adam in self._adam_state:
             adam["step"].fill_(steps)
         if scaler:

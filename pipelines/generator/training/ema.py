@@ -1,8 +1,8 @@
 """Exponential moving averages of the fp32 weights with power-function profiles, and any other from their snapshots.
 
 After Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models" (EDM2, arXiv 2312.02696).
-The average at time t weights the weights at time s by s**exponent. Its width is the standard deviation of that profile,
-relative to t (sigma_rel in EDM2); as time, images seen are counted.
+In the average at time t the weights at time s have the share s**exponent. Its length is the standard deviation of that
+profile, relative to t (sigma_rel in EDM2); as time, images seen are counted.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STORED = (0.05, 0.1)  # widths of the EMAs that are updated during training, as in EDM2
+STORED = (0.05, 0.1)  # lengths of the EMAs that are updated during training, as in EDM2
 CHUNK = 2**24  # elements of a difference in memory at a time: 64 MiB
 
 
-def average_name(width: float) -> str:
+def average_name(length: float) -> str:
     """The name of an EMA, and of its part of a checkpoint."""
-    return f"ema-{width:g}"
+    return f"ema-{length:g}"
 
 
 class Ema:
     """EMA of flat partitions under any ZeRO stage; each worker averages the partitions it owns."""
 
-    def __init__(self, partitions: Sequence[Tensor], width: float) -> None:
-        self.partitions, self.exponent = list(partitions), exponent(width)
-        self.name = average_name(width)
+    def __init__(self, partitions: Sequence[Tensor], length: float) -> None:
+        self.partitions, self.exponent = list(partitions), exponent(length)
+        self.name = average_name(length)
         self.averages = [partition.clone() for partition in partitions]
 
     @torch.no_grad()
@@ -47,17 +47,17 @@ def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(list(tensors))).square().sum()
 
 
-def exponent(width: float) -> float:
-    """Exponent of the profile of this width, which is below that of a plain mean, 12 ** -0.5.
+def exponent(length: float) -> float:
+    """Exponent of the profile of this length, which is below that of a plain mean, 12 ** -0.5.
 
-    The largest root of (x + 2)**2 (x + 3) width**2 = x + 1.
+    The largest root of (x + 2)**2 (x + 3) length**2 = x + 1.
     """
-    inverse = width**-2
+    inverse = length**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 
-def combination(times: Sequence[float], width: float) -> tuple[np.ndarray, float]:
-    """The EMA of any width at the last of `times`, as a linear combination of snapshots of the stored EMAs.
+def combination(times: Sequence[float], length: float) -> tuple[np.ndarray, float]:
+    """The EMA of any length at the last of `times`, as a linear combination of snapshots of the stored EMAs.
 
     Args:
         times: of the snapshots, ascending.
@@ -68,7 +68,7 @@ def combination(times: Sequence[float], width: float) -> tuple[np.ndarray, float
     """
     exponents = np.array([exponent(stored) for stored in STORED])
     t, x = np.repeat(np.asarray(times, float), len(STORED)), np.tile(exponents, len(times))
-    target = exponent(width)
+    target = exponent(length)
     among, with_target = _product(t[:, None], x[:, None], t, x), _product(t, x, t[-1], target)
     found = np.linalg.lstsq(among, with_target, rcond=None)[0]
     norm = _product(t[-1], target, t[-1], target)

@@ -32,7 +32,7 @@ class IntervalLogger:
         self.journal, self.world, self.flops, self.total, self.device = journal, world, flops, total, device
         self.peak = peak_flops() * world
         self.checkpoint_stall_seconds = 0.0  # seconds that training waited for checkpoints
-        self._waited = self._last_ema_distance = 0.0
+        self._waited, self._last_ema_distance = 0.0, math.nan
         self._reset()
 
     def _reset(self) -> None:

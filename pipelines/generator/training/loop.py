@@ -12,6 +12,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ from cluster.session import device
 from cluster.storage import Folder
 from pipelines.generator.denoiser.network import Denoiser, build_denoiser, compile_blocks, training_flops
 from pipelines.generator.denoiser.objective import Objective, StepRandomness
-from pipelines.generator.denoiser.pretrained import load_pretrained
 from pipelines.generator.latents.dataset import LatentBatch, LatentReader
 from pipelines.generator.latents.feed import StreamPlan
 from pipelines.generator.latents.spec import LatentSpec
@@ -48,12 +48,18 @@ class TrainingSpec:
     stream: StreamPlan | None  # with trainer.reader=stream
     latents_mean: list[float]  # per channel
     latents_std: list[float]
+    published: dict[str, Any] | None = None  # config of the UNet that denoiser.pretrained names
+
+    @property
+    def start(self) -> Folder:
+        """The checkpoint with the weights of the published UNet."""
+        return self.folder / "start"
 
     def denoiser(self, latent_spec: LatentSpec) -> Denoiser:
         """A newly initialised network for these latents; the same on every worker."""
         torch.manual_seed(self.settings.seed)
         return build_denoiser(self.settings.denoiser, self.settings.condition, latent_spec.latent, latent_spec.shapes,
-                              latent_spec.labels, latent_spec.structures)
+                              latent_spec.labels, latent_spec.structures, self.published)
 
     def normaliser(self, device: str) -> Callable[[Tensor], Tensor]:
         """A function that normalises latents (B, c, h, w) on the device to mean 0 and variance 1 per channel."""
@@ -80,20 +86,20 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
     denoiser = spec.denoiser(latent_spec)
     flops = training_flops(denoiser, latent_spec.latent)
     cursor = Cursor(0, 0, spec.fingerprint)
-    if resumed:
-        cursor = checkpoint.check_fingerprint(resumed, spec.fingerprint)
+    start = resumed or (spec.start if spec.published else None)
+    if start:
+        cursor = checkpoint.check_fingerprint(start, spec.fingerprint)
         if rank == 0:  # whose weights DeepSpeed broadcasts
-            denoiser.load_state_dict(checkpoint.read_part(resumed, checkpoint.MODEL))
-    elif settings.denoiser.pretrained and rank == 0:
-        load_pretrained(denoiser.network, settings.denoiser.pretrained)
+            denoiser.load_state_dict(checkpoint.read_part(start, checkpoint.MODEL))
     if trainer.activation_checkpointing:
         denoiser.network.enable_gradient_checkpointing()
     if trainer.compile:
         compile_blocks(denoiser.network)
     engine = DeepSpeedTrainer(denoiser, trainer, world)
-    if resumed:
-        saved_layout = checkpoint.read_layout(resumed)
-        engine.load(functools.partial(checkpoint.read_vector, resumed, saved_layout), cursor.steps, cursor.scaler)
+    if start:
+        saved_layout = checkpoint.read_layout(start)
+        engine.load(functools.partial(checkpoint.read_vector, start, saved_layout), saved_layout.parts, cursor.steps,
+                    cursor.scaler)
     layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
     objective = Objective(settings.objective, settings.condition, where, layout)
     normalise = spec.normaliser(where)
@@ -112,8 +118,9 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
             log.add(losses, randomness.level, len(batch))
             profile()
             last, every = batch.stop == trainer.images, batch.crosses(trainer.checkpoint_every)
-            due, save_now = due or every, last
-            if last or every or batch.crosses(trainer.log_every):
+            snapshot = batch.crosses(trainer.snapshot_every)
+            due, save_now = due or every, last or snapshot
+            if save_now or every or batch.crosses(trainer.log_every):
                 count = skipped.flush()
                 log.write(batch.stop, reader.waited, engine.norms(), lr=lr, skipped=count)
                 if count > trainer.max_skipped_batches:
@@ -125,12 +132,11 @@ def run_training_loop(spec: TrainingSpec, latent_spec: LatentSpec, reader: Laten
                 if due and not save_now:
                     save_now = everywhere(time.monotonic() - saved_at >= trainer.checkpoint_seconds, world)
                 was_preempted = preempted
-            save_now |= batch.crosses(trainer.snapshot_every)
             if save_now:
-                start = time.perf_counter()
+                before = time.perf_counter()
                 save(engine, Cursor(batch.stop, engine.steps(), spec.fingerprint, engine.scaler()), saved)
                 saved, saved_at, due = batch.stop, time.monotonic(), False
-                log.checkpoint_stall_seconds += time.perf_counter() - start
+                log.checkpoint_stall_seconds += time.perf_counter() - before
             collect(save_now)
     return None
 

@@ -103,7 +103,7 @@ class CheckpointSaver:
         if milestone:
             targets.insert(0, (self.spec.folder / "milestones" / name, self._layout))
         if snapshot:
-            averages = replace(self._layout, parts=[average_name(width) for width in STORED])
+            averages = replace(self._layout, parts=[average_name(length) for length in STORED])
             targets.insert(0, (self.spec.folder / SNAPSHOTS / name, averages))
         for target, layout in targets:
             if vectors:

@@ -9,18 +9,22 @@ import torch
 
 from cluster.storage import Folder
 from cluster.tasks import run_on_accelerator
+from pipelines.generator.denoiser.pretrained import load_pretrained, published_config
 from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training import checkpoint, validate
-from pipelines.generator.training.average import TrainedModel, choose_width
+from pipelines.generator.training.average import TrainedModel, choose_length
+from pipelines.generator.training.checkpoint import Cursor, Layout
 from pipelines.generator.training.loop import TrainingSpec
 from pipelines.generator.training.placement import stream_plan, training_resources
 from pipelines.generator.training.ray_train import run_trainer
+from pipelines.generator.training.sharded_state import fragments
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.journal import JOURNAL, median_rate, read_journal
 from pipelines.monitor.progress import follow, say
 
 JOURNALS = (JOURNAL, validate.FILE)
+PUBLISHED = "pretrained.json"
 
 
 def train(stage: Stage) -> Metrics:
@@ -30,13 +34,9 @@ def train(stage: Stage) -> Metrics:
         UserError: the cluster has no room for the requested workers, or the settings do not fit the latents.
         FloatingPointError: too many batches had a non-finite loss.
     """
-    settings, trainer = stage.settings, stage.settings.trainer
+    trainer = stage.settings.trainer
     stage = replace(stage, resources=training_resources(trainer, stage.resources))
-    config = (stage.input("autoencoder") / "model").read_json("config.json")
-    assert config is not None, "a finished autoencoder has its config"
-    latent_spec = read_latent_spec(stage.input("latents"))
-    spec = TrainingSpec(settings, stage.fingerprint, stage.folder, stage.input("latents"),
-                        stream_plan(stage, latent_spec), config["latents_mean"], config["latents_std"])
+    spec, latent_spec = training_spec(stage), read_latent_spec(stage.input("latents"))
     with torch.device("meta"):
         spec.denoiser(latent_spec)  # raises if the network does not fit the latents, before any worker starts
     since = 0
@@ -48,12 +48,45 @@ def train(stage: Stage) -> Metrics:
         last = run_trainer(spec, stage)
     model = TrainedModel(spec, best_checkpoint(stage.folder, trainer) or last, stage.input("autoencoder"),
                          stage.input("encoder"))
-    width, measured = choose_width(model, stage.resources)
-    parameters = run_on_accelerator(stage.resources, model.export, width)
-    by_width = {f"{each:g}": found["val_frechet"] for each, found in measured.items() if "val_frechet" in found}
-    return summarise(read_journal(stage.folder)) | measured.get(width, {}) | {
-        "parameters": parameters, "exported": checkpoint.images_seen(model.selected), "ema_width": width,
-        **({"val_frechet_by_width": by_width} if by_width else {})}
+    length, measured = choose_length(model, stage.resources)
+    parameters = run_on_accelerator(stage.resources, model.export, length)
+    by_length = {f"{each:g}": found["val_frechet"] for each, found in sorted(measured.items())
+                 if "val_frechet" in found}
+    return summarise(read_journal(stage.folder)) | measured.get(length, {}) | {
+        "parameters": parameters, "exported_images": checkpoint.images_seen(model.selected), "ema_length": length,
+        "ema_profile_error": round(model.profile_error(length), 4),
+        **({"val_frechet_by_length": by_length} if by_length else {})}
+
+
+def training_spec(stage: Stage) -> TrainingSpec:
+    """The parameters of the workers; a published UNet is read once, and kept in start/ and pretrained.json."""
+    settings, latents = stage.settings, stage.input("latents")
+    autoencoder = (stage.input("autoencoder") / "model").read_json("config.json")
+    assert autoencoder is not None, "a finished autoencoder has its config"
+    spec = TrainingSpec(settings, stage.fingerprint, stage.folder, latents,
+                        stream_plan(stage, read_latent_spec(latents)), autoencoder["latents_mean"],
+                        autoencoder["latents_std"])
+    if not settings.denoiser.pretrained:
+        return spec
+    if (kept := stage.folder.read_json(PUBLISHED)) is not None:
+        return replace(spec, published=kept)
+    published = published_config(settings.denoiser.pretrained)
+    spec = replace(spec, published=published)
+    run_on_accelerator(stage.resources, write_start, spec)
+    stage.folder.write_json(PUBLISHED, published)
+    return spec
+
+
+def write_start(spec: TrainingSpec) -> None:
+    """Write the float32 weights that training starts from, a published UNet's, as a checkpoint without other parts."""
+    denoiser = spec.denoiser(read_latent_spec(spec.latents))
+    load_pretrained(denoiser.network, spec.settings.denoiser.pretrained)
+    named = {name: parameter.detach() for name, parameter in denoiser.named_parameters()}
+    held = fragments(0, 0, list(denoiser.named_parameters()), list(named.values()))
+    layout = Layout([checkpoint.MODEL], {name: list(value.shape) for name, value in named.items()}, [held])
+    flat = torch.cat([value.flatten() for value in named.values()])
+    checkpoint.write_vectors(spec.start, layout, 0, {checkpoint.MODEL: flat})
+    checkpoint.write_state(spec.start, layout, Cursor(0, 0, spec.fingerprint))
 
 
 def best_checkpoint(folder: Folder, trainer: TrainerSettings) -> Folder | None:

@@ -31,7 +31,7 @@ METRICS = {
     "encoder": {"dim": 32, "effective_rank": 9.5, "weights": "untrained"},
     "latents": {"images": 6, "images_per_second": 188.7},
     "train": {"images": 256, "images_per_second": 310.2, "data_wait_fraction": 0.004, "loss": 0.412,
-              "ema_width": 0.05, "val_frechet_by_width": {"0.03": 2.5, "0.05": 1.5, "0.1": 1.75}},
+              "ema_length": 0.05, "val_frechet_by_length": {"0.03": 2.5, "0.05": 1.5, "0.1": 1.75}},
     "sample": {"images": 3, "images_per_second": 8.31},
     "evaluate": {"extractor": "this run's encoder", "dim": 32, "n": 2, "reference": "test", "nearest_checked": 3,
                  "frechet": 1.5803, "frechet_floor": 0.2774, "copies": 0.0419, "copies_floor": 0.014,

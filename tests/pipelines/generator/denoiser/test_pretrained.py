@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from pipelines.generator.denoiser.network import build_denoiser
-from pipelines.generator.denoiser.pretrained import load_pretrained
+from pipelines.generator.denoiser.pretrained import load_pretrained, published_config
 from pipelines.generator.settings import ConditionSettings, DenoiserSettings
 
 SHAPES = {"embedding": (8,), "patches": (4, 8)}
@@ -27,7 +27,8 @@ def publish(folder, **changes):
 def start_from(folder, latent=(4, 8, 8), width=24, structures=()):
     torch.manual_seed(0)
     settings = DenoiserSettings(pretrained=str(folder), cross_attention_dim=width)
-    denoiser = build_denoiser(settings, ConditionSettings(mask=bool(structures)), latent, SHAPES, ["a"], structures)
+    denoiser = build_denoiser(settings, ConditionSettings(mask=bool(structures)), latent, SHAPES, ["a"], structures,
+                              published_config(str(folder)))
     load_pretrained(denoiser.network, str(folder))
     return denoiser.eval()
 
@@ -74,8 +75,22 @@ def test_what_has_another_shape_is_newly_initialised_and_the_rest_is_not(tmp_pat
     assert predict(denoiser.network, torch.randn(2, 6, 8, 8), 40).shape == (2, 6, 8, 8)
 
 
+def test_a_mask_in_place_of_published_channels_starts_at_zero(tmp_path):
+    published = publish(tmp_path)
+    first = start_from(tmp_path, latent=(2, 8, 8), structures=["lungs", "heart"]).network.conv_in.weight
+    assert torch.equal(first[:, :2], published.conv_in.weight[:, :2])
+    assert not first[:, 2:].any()
+
+
+def test_another_network_is_refused(tmp_path):
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=8).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"denoiser\.pretrained=.* is a AutoencoderKL"):
+        start_from(tmp_path)
+
+
 @pytest.mark.parametrize(("changes", "named"), [
-    ({"class_embed_type": "timestep"}, "class_embed_type"), ({"time_cond_proj_dim": 4}, "time_cond_proj_dim")])
+    ({"class_embed_type": "timestep"}, "class_embed_type"), ({"time_cond_proj_dim": 4}, "time_cond_proj_dim"),
+    ({"num_class_embeds": 3}, "num_class_embeds")])
 def test_one_with_other_conditions_is_refused(tmp_path, changes, named):
     publish(tmp_path, **changes)
     with pytest.raises(ValueError, match=rf"denoiser\.pretrained=.*{named}"):

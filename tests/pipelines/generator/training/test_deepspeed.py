@@ -106,10 +106,10 @@ def same(one, other):
         torch.equal(one[part][name], other[part][name]) for part in one for name in one[part])
 
 
-def average(weights, width):
+def average(weights, length):
     """A power-function average by its definition, of the weights after each step: step k has the share of the profile
     from k - 1 to k."""
-    steps, power = len(weights), exponent(width) + 1
+    steps, power = len(weights), exponent(length) + 1
     shares = [(step / steps) ** power - ((step - 1) / steps) ** power for step in range(1, steps + 1)]
     return {name: sum(share * now[name] for share, now in zip(shares, weights, strict=True)) for name in weights[0]}
 
@@ -125,8 +125,8 @@ def whole_life(rank, world, stage, options):
     box = [tempfile.mkdtemp() if rank == 0 else None]
     torch.distributed.broadcast_object_list(box, src=0)
     write(engine, Folder(box[0]), rank, checkpoint.Cursor(3 * BATCH, 3, ""))
-    gaps = [(state[average_name(width)][name] - value).abs().max().item() for width in STORED
-            for name, value in average(weights, width).items()]
+    gaps = [(state[average_name(length)][name] - value).abs().max().item() for length in STORED
+            for name, value in average(weights, length).items()]
     unbroken += losses(engine, 3, 6, rank, world)
     norms, before, steps = engine.norms(), state_everywhere(engine, rank), engine.steps()
     taken = []
@@ -138,7 +138,8 @@ def whole_life(rank, world, stage, options):
     module.load_state_dict(state["model"])
     resumed = make_engine(module, stage, world, **options)
     written = Folder(box[0])
-    resumed.load(functools.partial(checkpoint.read_vector, written, checkpoint.read_layout(written)), 3, scaler)
+    layout = checkpoint.read_layout(written)
+    resumed.load(functools.partial(checkpoint.read_vector, written, layout), layout.parts, 3, scaler)
     return {
         "unbroken": unbroken,
         "restored": same(state, state_everywhere(resumed, rank)),
@@ -214,7 +215,7 @@ def part_of_it(rank, world, stage, folder, start, stop):
     engine = make_engine(module, stage, world)
     if start:
         read = functools.partial(checkpoint.read_vector, earlier, checkpoint.read_layout(earlier))
-        engine.load(read, cursor.steps, cursor.scaler)
+        engine.load(read, checkpoint.read_layout(earlier).parts, cursor.steps, cursor.scaler)
     found = losses(engine, start, stop, rank, world)
     write(engine, Folder(str(folder / str(stop))), rank, checkpoint.Cursor(stop * BATCH, stop, "a fingerprint"))
     return found

@@ -1,6 +1,9 @@
-"""Power-function averages against their closed form, and averages of other widths from snapshots of two."""
+"""Power-function averages against their closed form, and averages of other lengths from snapshots of two."""
 
 from __future__ import annotations
+
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import torch
 from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.generator.training import average, checkpoint
-from pipelines.generator.training.average import DEFAULT_WIDTH, WIDTHS, TrainedModel, choose_width
+from pipelines.generator.training.average import DEFAULT_LENGTH, LENGTHS, TrainedModel, choose_length
 from pipelines.generator.training.checkpoint import Cursor, Layout
 from pipelines.generator.training.ema import STORED, Ema, average_name, combination, exponent
 from pipelines.generator.training.loop import TrainingSpec
@@ -19,29 +22,29 @@ from pipelines.generator.training.sharded_state import Fragment
 STEPS, BATCH = 3_200, 10
 
 
-@pytest.mark.parametrize("width", [0.01, *WIDTHS, 0.28])
-def test_the_profile_has_the_width(width):
+@pytest.mark.parametrize("length", [0.01, *LENGTHS, 0.28])
+def test_the_profile_has_the_width(length):
     t = (np.arange(1_000_000) + 0.5) / 1_000_000
-    profile = t ** exponent(width)
+    profile = t ** exponent(length)
     profile /= profile.sum()
     mean = (profile * t).sum()
-    assert np.sqrt((profile * (t - mean) ** 2).sum()) == pytest.approx(width, rel=1e-3)
+    assert np.sqrt((profile * (t - mean) ** 2).sum()) == pytest.approx(length, rel=1e-3)
 
 
 def test_the_exponents_are_those_of_edm2():
-    assert [exponent(width) for width in STORED] == pytest.approx([16.97, 6.94], abs=5e-3)
+    assert [exponent(length) for length in STORED] == pytest.approx([16.97, 6.94], abs=5e-3)
 
 
 @pytest.mark.parametrize("power", [1, 2, 5])
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_average_of_a_power_of_time_is_its_closed_form(width, power):
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_average_of_a_power_of_time_is_its_closed_form(length, power):
     """The mean of s**p weighted with s**x up to t is (x + 1) / (x + 1 + p) t**p."""
     weights = torch.zeros(1, dtype=torch.float64)
-    ema = Ema([weights], width)
+    ema = Ema([weights], length)
     for step in range(1, STEPS + 1):
         weights.fill_((step / STEPS) ** power)
         ema.update(BATCH, step * BATCH)
-    x = exponent(width)
+    x = exponent(length)
     assert ema.averages[0].item() == pytest.approx((x + 1) / (x + 1 + power), rel=1e-3)
 
 
@@ -51,10 +54,10 @@ def walk(seed=0, dims=64):
     return torch.randn(STEPS, dims, generator=generator, dtype=torch.float64).cumsum(0)
 
 
-def averages(path, widths):
-    """The EMAs (steps, dims) of these widths after each step of a path."""
+def averages(path, lengths):
+    """The EMAs (steps, dims) of these lengths after each step of a path."""
     weights = torch.zeros_like(path[0])
-    emas, found = [Ema([weights], width) for width in widths], [[] for _ in widths]
+    emas, found = [Ema([weights], length) for length in lengths], [[] for _ in lengths]
     for step, now in enumerate(path, 1):
         weights.copy_(now)
         for ema, values in zip(emas, found, strict=True):
@@ -65,24 +68,24 @@ def averages(path, widths):
 
 @pytest.fixture(scope="module")
 def averaged():
-    """A random walk, and its EMAs by width."""
-    path, widths = walk(), sorted({*STORED, *WIDTHS, 0.06})
-    return path, dict(zip(widths, averages(path, widths), strict=True))
+    """A random walk, and its EMAs by length."""
+    path, lengths = walk(), sorted({*STORED, *LENGTHS, 0.06})
+    return path, dict(zip(lengths, averages(path, lengths), strict=True))
 
 
-def reconstructed(averaged, snapshots, width):
+def reconstructed(averaged, snapshots, length):
     """The relative error of an EMA from so many snapshots, and that of its profile."""
     _, emas = averaged
     steps = [STEPS * k // snapshots for k in range(1, snapshots + 1)]
-    rows, error = combination([step * BATCH for step in steps], width)
+    rows, error = combination([step * BATCH for step in steps], length)
     found = sum(coefficient * emas[stored][step - 1] for step, row in zip(steps, rows, strict=True)
                 for stored, coefficient in zip(STORED, row, strict=True))
-    return ((found - emas[width][-1]).norm() / (averaged[0][-1] - emas[width][-1]).norm()).item(), error
+    return ((found - emas[length][-1]).norm() / (averaged[0][-1] - emas[length][-1]).norm()).item(), error
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_any_width_comes_out_of_16_snapshots_of_two(averaged, width):
-    difference, error = reconstructed(averaged, 16, width)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_any_length_comes_out_of_16_snapshots_of_two(averaged, length):
+    difference, error = reconstructed(averaged, 16, length)
     assert error < 0.04
     assert difference < 0.04
 
@@ -94,11 +97,11 @@ def test_more_snapshots_are_closer(averaged):
         assert column[-1] < column[0] / 8
 
 
-@pytest.mark.parametrize("width", STORED)
-def test_a_stored_width_is_the_last_snapshot_itself(width):
-    coefficients, error = combination([100, 250, 1_000], width)
+@pytest.mark.parametrize("length", STORED)
+def test_a_stored_length_is_the_last_snapshot_itself(length):
+    coefficients, error = combination([100, 250, 1_000], length)
     expected = np.zeros((3, 2))
-    expected[-1, STORED.index(width)] = 1
+    expected[-1, STORED.index(length)] = 1
     np.testing.assert_allclose(coefficients, expected, atol=1e-9)
     assert error < 1e-6
 
@@ -106,7 +109,7 @@ def test_a_stored_width_is_the_last_snapshot_itself(width):
 def save(folder, images, emas):
     """A checkpoint of the EMAs at so many images, of one parameter."""
     [dims] = emas[STORED[0]][0].shape
-    layout = Layout([average_name(width) for width in STORED], {"w": [dims]}, [[Fragment("w", 0, 0, dims)]])
+    layout = Layout([average_name(length) for length in STORED], {"w": [dims]}, [[Fragment("w", 0, 0, dims)]])
     target, step = folder / checkpoint.directory_name(images), images // BATCH
     checkpoint.write_vectors(target, layout, 0, {average_name(w): emas[w][step - 1].float() for w in STORED})
     checkpoint.write_state(target, layout, Cursor(images, step, "f"))
@@ -141,24 +144,37 @@ def test_a_snapshot_that_lacks_a_file_is_left_out(averaged, trained):
     assert (found - expected).norm() < 0.1 * (averaged[0][step - 1] - expected).norm()
 
 
-NAN = float("nan")
-
-
 @pytest.mark.parametrize(("settings", "distances", "expected"), [
-    ([], {0.03: 5.0, 0.05: 4.0, 0.075: 3.0, 0.1: 2.0, 0.15: 2.5}, 0.1),
-    ([], {0.03: 1.0, 0.05: NAN, 0.075: 3.0, 0.1: NAN, 0.15: 2.5}, 0.03),
-    ([], {}, DEFAULT_WIDTH),
-    (["trainer.ema_width=0.2"], {0.03: 1.0}, 0.2),
-    (["validate.images=0"], {}, DEFAULT_WIDTH),
-    (["validate.images=0", "trainer.ema_width=0.05"], {}, 0.05),
-], ids=["lowest", "non-finite", "one-image", "asked", "none", "asked-none"])
-def test_the_width_with_the_lowest_distance_is_exported(tiny, monkeypatch, settings, distances, expected):
-    def measure(resources, function, width, frechet):
-        assert frechet == ("trainer.ema_width=0.2" not in settings)
-        return {"val_loss": 0.1} | ({"val_frechet": distances[width]} if width in distances else {})
+    ([], {0.05: 5.0, 0.075: 4.0, 0.1: 3.0, 0.15: 2.0, 0.2: 2.5}, 0.15),
+    ([], {0.075: 4.0, 0.15: 3.0, 0.2: 3.5}, 0.15),
+    ([], dict.fromkeys(LENGTHS), DEFAULT_LENGTH),
+    ([], {}, DEFAULT_LENGTH),
+    (["trainer.ema_length=0.12"], {0.05: 1.0, 0.12: 2.0}, 0.12),
+    (["validate.images=0"], {0.05: 1.0}, DEFAULT_LENGTH),
+    (["validate.images=0", "trainer.ema_length=0.05"], {}, 0.05),
+], ids=["lowest", "some-fail", "few-images", "all-fail", "asked", "none", "asked-none"])
+def test_the_length_with_the_lowest_distance_is_exported(trained, tiny, monkeypatch, settings, distances, expected):
+    def run_each(resources, function, lengths):
+        for length in lengths:
+            if length not in distances:
+                yield length, ValueError("non-finite features")
+            else:
+                distance = distances[length]
+                yield length, {"val_loss": 0.1} | ({} if distance is None else {"val_frechet": distance})
 
-    monkeypatch.setattr(average, "run_on_accelerator", measure)
-    spec = TrainingSpec(tiny("validate.images=8", *settings), "f", Folder(""), Folder(""), None, [0.0], [1.0])
-    width, measured = choose_width(TrainedModel(spec, Folder(""), Folder(""), Folder("")), Resources(2, 0, 2))
-    assert width == expected
-    assert set(measured) == (set() if "validate.images=0" in settings else {0.2} if expected == 0.2 else set(WIDTHS))
+    monkeypatch.setattr(average, "run_each_on_accelerator", run_each)
+    model = replace(trained, spec=replace(trained.spec, settings=tiny("validate.images=8", *settings)))
+    length, measured = choose_length(model, Resources(2, 0, 2))
+    assert length == expected
+    assert measured.keys() <= distances.keys()
+    assert ("val_loss" in measured.get(length, {})) == (length in distances and "validate.images=0" not in settings)
+
+
+def test_a_candidate_that_the_snapshots_do_not_give_is_left_out(trained, monkeypatch):
+    """With a lone snapshot, the checkpoint's, only the stored lengths and what is between them."""
+    shutil.rmtree((trained.spec.folder / SNAPSHOTS).path)
+    sampled = []
+    monkeypatch.setattr(average, "run_each_on_accelerator", lambda resources, function, lengths: sampled.extend(lengths)
+                        or iter(()))
+    choose_length(trained, Resources(2, 0, 2))
+    assert sampled == [0.05, 0.075, 0.1]

@@ -48,7 +48,7 @@ def test_an_interval_starts_anew(folder):
 
 def test_an_average_that_does_not_move_is_told(folder):
     found = IntervalLogger(Journal(folder), 1, 1, 100, "cpu")
-    for seen, distance in enumerate((0.1, 0.2, 0.2, 0.3), 1):
+    for seen, distance in enumerate((0.0, 0.2, 0.2, 0.3), 1):
         found.add(torch.tensor([1.0]), torch.tensor([0.5]), 1)
         found.write(seen, waited=0.0, norms=NORMS | {"ema_distance": distance})
     assert ["warning" in entry for entry in read_journal(folder)] == [False, False, True, False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -18,8 +19,11 @@ from diffusers import UNet2DConditionModel
 from distributed import run, start
 
 from cluster.storage import Folder
+from pipelines.generator.denoiser.pretrained import published_config
 from pipelines.generator.latents.spec import write_latents, write_spec
 from pipelines.generator.training import checkpoint
+from pipelines.generator.training.loop import TrainingSpec
+from pipelines.generator.training.stage import write_start
 from pipelines.monitor.journal import read_journal
 from pipelines.tables.schemas import latents_schema
 
@@ -45,7 +49,7 @@ def make_table(folder, poisoned=()):
     write_spec(latents)
 
 
-def train_in(rank, world, folder, name, steps, options=(), is_preempted=lambda: False):
+def train_in(rank, world, folder, name, steps, options=(), published=None, is_preempted=lambda: False):
     """Train in `folder`/`name` from its newest checkpoint on; every worker writes down the images it was given."""
     from conftest import TINY
 
@@ -58,7 +62,8 @@ def train_in(rank, world, folder, name, steps, options=(), is_preempted=lambda: 
                              f"trainer.workers={world}", f"trainer.log_every={5 * BATCH}", "trainer.zero_stage=2",
                              f"trainer.checkpoint_every={10 * BATCH}", "trainer.precision=fp32", *options)
     out = Folder(str(folder / name))
-    spec = TrainingSpec(settings, "a fingerprint", out, Folder(str(folder / "latents")), None, [0.0] * 4, [1.0] * 4)
+    spec = TrainingSpec(settings, "a fingerprint", out, Folder(str(folder / "latents")), None, [0.0] * 4, [1.0] * 4,
+                        published)
 
     class RecordingReader(CachedReader):
         def batches(self, *arguments):
@@ -225,7 +230,7 @@ def test_checkpoints_have_a_least_interval_in_seconds(tmp_path, world):
         checkpoint.directory_name(40 * BATCH)]
 
 
-def test_training_starts_from_the_published_weights_and_goes_on_without_them(tmp_path):
+def test_training_starts_from_published_weights_and_goes_on_without_them(tmp_path, tiny):
     make_table(tmp_path)
     torch.manual_seed(1)
     published = UNet2DConditionModel(
@@ -233,13 +238,15 @@ def test_training_starts_from_the_published_weights_and_goes_on_without_them(tmp
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         norm_num_groups=8, cross_attention_dim=32)
     published.save_pretrained(tmp_path / "unet")
-    options = [f"denoiser.pretrained={tmp_path}", "trainer.lr=1e-9"]
-    run(2, train_in, tmp_path, "fitted", 1, options)
-    learnt = state_at(tmp_path / "fitted", BATCH)["model"]
-    for name, value in published.state_dict().items():
-        torch.testing.assert_close(learnt[f"network.{name}"], value, atol=1e-7, rtol=0)
-    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    run(2, train_in, tmp_path, "fitted", 2, options)
+    options, config = [f"denoiser.pretrained={tmp_path}", "trainer.lr=1e-9"], published_config(str(tmp_path))
+    write_start(TrainingSpec(tiny(*options), "a fingerprint", Folder(str(tmp_path / "fitted")),
+                             Folder(str(tmp_path / "latents")), None, [0.0] * 4, [1.0] * 4, config))
+    shutil.rmtree(tmp_path / "unet")
+    for steps in (1, 2):
+        run(2, train_in, tmp_path, "fitted", steps, options, config)
+        learnt = state_at(tmp_path / "fitted", steps * BATCH)["model"]
+        for name, value in published.state_dict().items():
+            torch.testing.assert_close(learnt[f"network.{name}"], value, atol=1e-7, rtol=0)
 
 
 def test_poisoned_batches_are_skipped_counted_and_end_the_training_with_their_ids(tmp_path):
