@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,11 +34,11 @@ def run_on_accelerator(resources: Resources, function: Callable[..., T], *args: 
         raise error.cause from error
 
 
-def run_each_on_accelerator(resources: Resources, function: Callable[..., T], items: Iterable[Any],
+def run_each_on_accelerator(resources: Resources, function: Callable[..., T], items: Sequence[Any],
                             ) -> Iterator[tuple[Any, T | Exception]]:
     """Run `function(item)` for each item in a Ray task of its own, at once on as many accelerators as there are.
 
-    Without GPUs a task takes the CPUs of one node.
+    Without GPUs a task takes the CPUs of one node, and the next one may take over its process.
 
     Yields:
         Each item with its result, or with the exception that the function raised or its task ended with, in the order
@@ -47,8 +47,10 @@ def run_each_on_accelerator(resources: Resources, function: Callable[..., T], it
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    options = resources.accelerator if resources.gpus else resources.accelerator | {"num_cpus": resources.node_cpus}
-    task = ray.remote(max_retries=3, max_calls=1, **options)(_with_threads)
+    options = resources.accelerator | {"max_calls": 1}  # a process that ends frees its GPU's memory
+    if not resources.gpus:
+        options |= {"num_cpus": resources.node_cpus, "max_calls": max(len(items), 1)}
+    task = ray.remote(max_retries=3, **options)(_with_threads)
     pending = {task.remote(function, (item,)): item for item in items}
     while pending:
         [finished], _ = ray.wait(list(pending), num_returns=1)
