@@ -27,7 +27,7 @@ else
 endif
 
 test: setup ## All tests but the slow ones
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## Both demos with their goals, two workers under every ZeRO stage, nodes that leave and come: an hour
 	$(BIN)/python -m pytest -m slow

@@ -32,6 +32,11 @@ TINY = (
 )
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """The longest file first, or it would be left to one process at the end."""
+    items.sort(key=lambda item: item.path.name != "test_run.py")
+
+
 def empty(folder) -> None:
     """Remove all that a folder holds, whoever's it is."""
     folder.filesystem.delete_dir_contents(folder.path, missing_dir_ok=True)
