@@ -89,7 +89,7 @@ def one_salt():
 def finished(tmp_path_factory):
     """Storage of one unbroken run of two workers, which the tests only read or copy."""
     storage = tmp_path_factory.mktemp("finished")
-    run(storage, "validate.images=64", "validate.every=1000000", "validate.frechet_images=16",
+    run(storage, "validate.images=64", "validate.steps=4", "validate.every=1000000", "validate.frechet_images=16",
         "trainer.milestone_every=480", *SHARDED)
     return storage
 

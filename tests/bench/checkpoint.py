@@ -5,6 +5,7 @@ The step waits for a copy of the worker's own part of the state into memory; fil
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -68,7 +69,8 @@ def copy_and_write(count: int) -> tuple[float, float]:
 
 def main() -> None:
     stalls = demo_stalls()
-    torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:29578", rank=0, world_size=1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29578", RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
     measured = {size: copy_and_write(size) for size in SIZES}
     torch.distributed.destroy_process_group()
     stall = statistics.median(stalls)

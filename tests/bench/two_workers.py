@@ -15,7 +15,7 @@ from pipelines.generator.denoiser.objective import Objective
 from pipelines.generator.training.deepspeed import DeepSpeedTrainer
 from pipelines.graph.compose import load_settings
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines" / "generator"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines" / "generator" / "training"))
 from distributed import run
 
 LATENT, WIDTH, ROUNDS, STEPS = (4, 16, 16), 128, 10, 3
