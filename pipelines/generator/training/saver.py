@@ -98,14 +98,14 @@ class CheckpointSaver:
         from ray.train import Checkpoint
 
         assert self._layout is not None
-        kept = self.spec.folder / "checkpoints" / name
-        targets = [(kept, self._layout)]  # written last: none is resumed from without its snapshot
-        if milestone:
-            targets.insert(0, (self.spec.folder / "milestones" / name, self._layout))
+        folder, targets = self.spec.folder, []
         if snapshot:
             averages = replace(self._layout, parts=[average_name(length) for length in STORED])
-            targets.insert(0, (self.spec.folder / SNAPSHOTS / name, averages))
-        for target, layout in targets:
+            targets.append((folder / SNAPSHOTS / name, averages))
+        if milestone:
+            targets.append((folder / "milestones" / name, self._layout))
+        kept = folder / "checkpoints" / name
+        for target, layout in (*targets, (kept, self._layout)):  # last: none is resumed from without its snapshot
             if vectors:
                 checkpoint.write_vectors(target, layout, self.rank, {part: vectors[part] for part in layout.parts})
             if self.rank == 0:

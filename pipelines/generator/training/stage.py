@@ -18,7 +18,7 @@ from pipelines.generator.training.checkpoint import Cursor, Layout
 from pipelines.generator.training.loop import TrainingSpec
 from pipelines.generator.training.placement import stream_plan, training_resources
 from pipelines.generator.training.ray_train import run_trainer
-from pipelines.generator.training.sharded_state import fragments
+from pipelines.generator.training.sharded_state import flattened, fragments
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.journal import JOURNAL, median_rate, read_journal
 from pipelines.monitor.progress import follow, say
@@ -81,11 +81,12 @@ def write_start(spec: TrainingSpec) -> None:
     """Write the float32 weights that training starts from, a published UNet's, as a checkpoint without other parts."""
     denoiser = spec.denoiser(read_latent_spec(spec.latents))
     load_pretrained(denoiser.network, spec.settings.denoiser.pretrained)
-    named = {name: parameter.detach() for name, parameter in denoiser.named_parameters()}
-    held = fragments(0, 0, list(denoiser.named_parameters()), list(named.values()))
-    layout = Layout([checkpoint.MODEL], {name: list(value.shape) for name, value in named.items()}, [held])
-    flat = torch.cat([value.flatten() for value in named.values()])
-    checkpoint.write_vectors(spec.start, layout, 0, {checkpoint.MODEL: flat})
+    named = list(denoiser.named_parameters())
+    parameters = [parameter.detach() for _, parameter in named]
+    layout = Layout([checkpoint.MODEL], {name: list(parameter.shape) for name, parameter in named},
+                    [fragments(0, 0, named, parameters)])
+    weights = flattened(parameters, torch.empty(sum(parameter.numel() for parameter in parameters)))
+    checkpoint.write_vectors(spec.start, layout, 0, {checkpoint.MODEL: weights})
     checkpoint.write_state(spec.start, layout, Cursor(0, 0, spec.fingerprint))
 
 
