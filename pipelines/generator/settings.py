@@ -274,7 +274,7 @@ class TrainerSettings:
     ema_length: float | None = None
     """Length of the exported EMA of the weights: the standard deviation of its power-function profile, as a fraction of
     the images seen (sigma_rel in EDM2). null: the one from 0.05 to 0.2 whose samples have the lowest Fréchet distance
-    from validate.images val images; 0.1 if these are fewer than twice the features' dimensions."""
+    from validate.images val images; 0.1 if these are fewer than four times the features' dimensions."""
     ema_snapshots: int = 16
     """Equal parts of the training, after each of which the stored EMAs are kept, with a checkpoint. An EMA of any
     length is reconstructed from them; each takes twice the room of the float32 weights."""

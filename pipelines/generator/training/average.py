@@ -22,7 +22,7 @@ from pipelines.monitor.progress import say
 
 LENGTHS = (0.05, 0.075, 0.1, 0.15, 0.2)  # candidates: 16 snapshots give each of them to 3 %
 DEFAULT_LENGTH = 0.1
-MIN_IMAGES = 2  # val images needed to choose among the candidates, as a multiple of the features' dimensions
+MIN_IMAGES = 4  # val images needed to choose among the candidates, as a multiple of the features' dimensions
 MAX_ERROR = 0.1  # of a candidate's profile
 NEGLIGIBLE = 1e-6  # coefficient of a snapshot that is not read
 
@@ -42,6 +42,13 @@ class TrainedModel:
         images = checkpoint.images_seen(self.selected)
         complete = checkpoint.list_complete(self.spec.folder / SNAPSHOTS)
         return [*(folder for folder in complete if checkpoint.images_seen(folder) < images), self.selected]
+
+    @functools.cached_property
+    def can_compare(self) -> bool:
+        """Whether there are enough val images for Fréchet distances that tell candidates apart."""
+        latent_spec = read_latent_spec(self.spec.latents)
+        images = min(self.spec.settings.validate.images, latent_spec.images["val"])
+        return images >= MIN_IMAGES * latent_spec.shapes["embedding"][0]
 
     def profile_error(self, length: float) -> float:
         """How far the reconstructed EMA is from one of this length: relative L2 error of its profile."""
@@ -74,7 +81,7 @@ class TrainedModel:
         denoiser.load_state_dict(self.weights(length))
         losses, _ = validate.held_out_losses(spec, denoiser, val)
         metrics = {"val_loss": losses.mean().item()}
-        if len(val) >= MIN_IMAGES * val.conditions["embedding"].shape[1]:
+        if self.can_compare:
             pipeline = build_pipeline(denoiser, self.autoencoder, self.encoder, settings.objective,
                                       settings.validate.steps, settings.validate.guidance)
             pipeline.set_progress_bar_config(disable=True)
@@ -92,34 +99,39 @@ class TrainedModel:
         return sum(p.numel() for p in denoiser.parameters())
 
 
+def candidate_lengths(model: TrainedModel) -> list[float]:
+    """The lengths to choose from; one alone if it is asked for, or if there are too few val images to compare."""
+    settings = model.spec.settings
+    if asked := settings.trainer.ema_length:
+        if (error := model.profile_error(asked)) > MAX_ERROR:
+            say(f"train: the exported EMA is of length {asked:g} to {error:.0%} only; for a closer one train with more "
+                "trainer.ema_snapshots, or a length from 0.04 to 0.2")
+        return [asked]
+    if settings.validate.images and model.can_compare:
+        return [length for length in LENGTHS if model.profile_error(length) < MAX_ERROR]
+    say(f"train: exports the EMA of length {DEFAULT_LENGTH:g}; to compare lengths by the Fréchet distance, val images "
+        f"(and validate.images) must number {MIN_IMAGES} times the dimensions of the encoder's features")
+    return [DEFAULT_LENGTH]
+
+
 def choose_length(model: TrainedModel, resources: Resources) -> tuple[float, dict[float, dict[str, float]]]:
-    """The length to export: the one asked for, or of LENGTHS the one with the lowest Fréchet distance on val images.
+    """The length to export: of the candidates the one with the lowest Fréchet distance on val images.
 
     All are sampled from the same noise with the same conditions.
 
     Returns:
         The length, and the metrics by length, of those that could be measured.
     """
-    settings = model.spec.settings
-    asked = settings.trainer.ema_length
-    errors = {length: model.profile_error(length) for length in ((asked,) if asked else LENGTHS)}
-    lengths = [length for length, error in errors.items() if asked or error < MAX_ERROR]
-    if asked and errors[asked] > MAX_ERROR:
-        say(f"train: the exported EMA is of length {asked:g} to {errors[asked]:.0%} only; for a closer one train "
-            "with more trainer.ema_snapshots, or a length from 0.04 to 0.2")
-    if not settings.validate.images:
-        return asked or DEFAULT_LENGTH, {}
-    say(f"train: samples up to {settings.validate.images:,} val images with each of {len(lengths)} EMAs")
-    measured: dict[float, dict[str, float]] = {}
-    for length, result in run_each_on_accelerator(resources, model.measure, lengths):
-        if isinstance(result, Exception):
-            say(f"train: the EMA of length {length:g} could not be measured: {result}")
-        else:
-            measured[length] = result
-            say(f"train: EMA of length {length:g}: "
-                + ", ".join(f"{name} {value:.4g}" for name, value in result.items()))
-    distances = {length: found["val_frechet"] for length, found in measured.items() if "val_frechet" in found}
-    if not asked and not distances:
-        say(f"train: exports the EMA of length {DEFAULT_LENGTH:g}, as no distance was measured; val images must number "
-            f"{MIN_IMAGES} times the dimensions of the encoder's features")
-    return asked or min(distances, key=distances.__getitem__, default=DEFAULT_LENGTH), measured
+    candidates, measured = candidate_lengths(model), {}
+    if model.spec.settings.validate.images:
+        for length, result in run_each_on_accelerator(resources, model.measure, candidates):
+            if isinstance(result, Exception):
+                say(f"train: the EMA of length {length:g} could not be measured: {result}")
+            else:
+                measured[length] = result
+                say(f"train: EMA of length {length:g}: "
+                    + ", ".join(f"{name} {value:.4g}" for name, value in result.items()))
+    if len(candidates) == 1:
+        return candidates[0], measured
+    distances = {length: metrics["val_frechet"] for length, metrics in measured.items()}
+    return min(distances, key=distances.__getitem__, default=DEFAULT_LENGTH), measured

@@ -11,6 +11,7 @@ import torch
 
 from cluster.session import Resources
 from cluster.storage import Folder
+from pipelines.generator.latents import spec as latent_spec
 from pipelines.generator.training import average, checkpoint
 from pipelines.generator.training.average import DEFAULT_LENGTH, LENGTHS, TrainedModel, choose_length
 from pipelines.generator.training.checkpoint import Cursor, Layout
@@ -119,7 +120,11 @@ def save(folder, images, emas):
 def trained(averaged, tiny, tmp_path):
     """The training of the random walk, with 8 snapshots; the checkpoint is at the end of 7 of these."""
     folder = Folder(str(tmp_path / "train"))
-    spec = TrainingSpec(tiny("validate.images=8"), "f", folder, Folder(""), None, [0.0], [1.0])
+    latents = Folder(str(tmp_path / "latents"))
+    latents.write_json(latent_spec.FILE, {
+        "latent": [1, 4, 4], "shapes": {"embedding": [2]}, "labels": [], "structures": [], "logvar": False,
+        "images": {"train": 8, "val": 8, "test": 8}, "rows": [8]})
+    spec = TrainingSpec(tiny("validate.images=8"), "f", folder, latents, None, [0.0], [1.0])
     for k in range(1, 9):
         save(folder / SNAPSHOTS, STEPS * BATCH * k // 8, averaged[1])
     last = STEPS * BATCH * 7 // 8
@@ -147,7 +152,7 @@ def test_a_snapshot_that_lacks_a_file_is_left_out(averaged, trained):
 @pytest.mark.parametrize(("settings", "distances", "expected"), [
     ([], {0.05: 5.0, 0.075: 4.0, 0.1: 3.0, 0.15: 2.0, 0.2: 2.5}, 0.15),
     ([], {0.075: 4.0, 0.15: 3.0, 0.2: 3.5}, 0.15),
-    ([], dict.fromkeys(LENGTHS), DEFAULT_LENGTH),
+    (["validate.images=7"], dict.fromkeys(LENGTHS), DEFAULT_LENGTH),
     ([], {}, DEFAULT_LENGTH),
     (["trainer.ema_length=0.12"], {0.05: 1.0, 0.12: 2.0}, 0.12),
     (["validate.images=0"], {0.05: 1.0}, DEFAULT_LENGTH),
