@@ -35,10 +35,13 @@ def run_on_accelerator(resources: Resources, function: Callable[..., T], *args: 
 
 
 def run_each_on_accelerator(resources: Resources, function: Callable[..., T], items: Sequence[Any],
-                            ) -> Iterator[tuple[Any, T | Exception]]:
+                            max_seconds: float) -> Iterator[tuple[Any, T | Exception]]:
     """Run `function(item)` for each item in a Ray task of its own, at once on as many accelerators as there are.
 
     Without GPUs a task takes the CPUs of one node, and the next one may take over its process.
+
+    Args:
+        max_seconds: after this time without a completed task those that are left are ended.
 
     Yields:
         Each item with its result, or with the exception that the function raised or its task ended with, in the order
@@ -50,10 +53,16 @@ def run_each_on_accelerator(resources: Resources, function: Callable[..., T], it
     options = resources.accelerator | {"max_calls": 1}  # a process that ends frees its GPU's memory
     if not resources.gpus:
         options |= {"num_cpus": resources.node_cpus, "max_calls": max(len(items), 1)}
-    task = ray.remote(max_retries=3, **options)(_with_threads)
-    pending = {task.remote(function, (item,)): item for item in items}
+    run = ray.remote(max_retries=3, **options)(_with_threads)
+    pending = {run.remote(function, (item,)): item for item in items}
     while pending:
-        [finished], _ = ray.wait(list(pending), num_returns=1)
+        done, _ = ray.wait(list(pending), num_returns=1, timeout=max_seconds)
+        if not done:
+            for task, item in pending.items():
+                ray.cancel(task, force=True)
+                yield item, TimeoutError(f"not done after {max_seconds:g} s")
+            return
+        [finished] = done
         item = pending.pop(finished)
         try:
             yield item, ray.get(finished)

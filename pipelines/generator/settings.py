@@ -155,12 +155,16 @@ class DenoiserSettings:
     """unet, or dit (diffusion transformer)."""
     pretrained: str | None = None
     """UNet: Hub id or folder of a UNet, or of a pipeline with one, such as Stable Diffusion, whose architecture is used
-    (in place of channels, attention, layers, norm_groups and head_dim) and from whose weights training starts; null:
-    newly initialised. Cross-attention is new if cross_attention_dim is not the published UNet's."""
+    (in place of channels, attention, adaptive_norm, layers, norm_groups and head_dim) and from whose weights training
+    starts; null: newly initialised. Cross-attention is new if cross_attention_dim is not the published UNet's."""
     channels: list[int] = field(default_factory=lambda: [48, 64, 96])
     """UNet: feature channels of each resolution level."""
     attention: list[bool] = field(default_factory=lambda: [False, False, True])
     """UNet: whether each level has attention."""
+    adaptive_norm: bool = True
+    """UNet: time and conditions together scale and shift the normalised features of every level (adaptive group
+    normalisation, Dhariwal & Nichol 2021, arXiv 2105.05233), in addition to cross-attention; false: only time shifts
+    them, as in Stable Diffusion."""
     layers: int = 1
     """UNet: residual blocks per level; DiT: number of transformer blocks."""
     norm_groups: int = 16
@@ -388,7 +392,7 @@ class ValidateSettings:
     """gpu: a GPU beside those of the workers; cpu: the CPUs of one node, too slow for a Fréchet distance of a large
     denoiser; auto: a GPU if the cluster has more than trainer.workers when training starts."""
     max_seconds: float = execution(3_600.0)
-    """Time limit of one validation: one that hangs is ended, and the next checkpoint validated."""
+    """Time limit of one validation, or of sampling with one EMA: one that hangs is ended, and what follows begins."""
     images: int = execution(512)
     """Val images used for the validation loss (at fixed noise), at most, and sampled after the training with each of
     the EMAs to choose from (trainer.ema_length); 0: no validation."""

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import ray
@@ -42,7 +43,18 @@ def divide(number):
 @pytest.mark.ray
 def test_each_item_has_a_task_and_one_that_fails_costs_itself(ray_cluster):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
-    found = dict(run_each_on_accelerator(Resources(cpus=4, gpus=0, node_cpus=2), divide, [0, 1, 2, 3]))
+    found = dict(run_each_on_accelerator(Resources(cpus=4, gpus=0, node_cpus=2), divide, [0, 1, 2, 3], max_seconds=60))
     assert (found[1], found[2]) == (12, 6)
     assert isinstance(found[0], ZeroDivisionError)
     assert isinstance(found[3], Exception)
+
+
+@pytest.mark.ray
+def test_tasks_that_hang_are_ended(ray_cluster):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    resources = Resources(cpus=4, gpus=0, node_cpus=2)
+    found = dict(run_each_on_accelerator(resources, time.sleep, [0, 3600, 3601], max_seconds=10))
+    assert found.pop(0) is None
+    assert all(isinstance(error, TimeoutError) for error in found.values())
+    assert len(found) == 2
+    assert dict(run_each_on_accelerator(resources, divide, [4], max_seconds=60)) == {4: 3}, "its CPUs are not free"

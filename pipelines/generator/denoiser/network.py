@@ -70,6 +70,11 @@ def build_denoiser(settings: DenoiserSettings, condition: ConditionSettings, lat
 def unet(settings: DenoiserSettings, latent: Latent, inputs: int) -> UNet2DConditionModel:
     down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in settings.attention)
     up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(settings.attention))
+    adaptive: dict[str, Any] = {
+        "resnet_time_scale_shift": "scale_shift",
+        "addition_embed_type": "text",  # the tokens, pooled by attention, are added to the time embedding
+        "addition_embed_type_num_heads": max(settings.cross_attention_dim // settings.head_dim, 1),
+    } if settings.adaptive_norm else {}
     return UNet2DConditionModel(
         sample_size=latent[1],
         in_channels=inputs,
@@ -81,6 +86,7 @@ def unet(settings: DenoiserSettings, latent: Latent, inputs: int) -> UNet2DCondi
         attention_head_dim=tuple(max(c // settings.head_dim, 1) for c in settings.channels),  # the number of heads
         norm_num_groups=settings.norm_groups,
         cross_attention_dim=settings.cross_attention_dim,
+        **adaptive,
     )
 
 

@@ -122,9 +122,9 @@ def choose_length(model: TrainedModel, resources: Resources) -> tuple[float, dic
     Returns:
         The length, and the metrics by length, of those that could be measured.
     """
-    candidates, measured = candidate_lengths(model), {}
-    if model.spec.settings.validate.images:
-        for length, result in run_each_on_accelerator(resources, model.measure, candidates):
+    candidates, measured, validation = candidate_lengths(model), {}, model.spec.settings.validate
+    if validation.images:
+        for length, result in run_each_on_accelerator(resources, model.measure, candidates, validation.max_seconds):
             if isinstance(result, Exception):
                 say(f"train: the EMA of length {length:g} could not be measured: {result}")
             else:

@@ -80,3 +80,18 @@ def test_activation_checkpointing_changes_no_gradient(architecture):
         denoiser(torch.ones(2, 4, 8, 8), torch.tensor([3.0, 700.0]), conditions, dropped).square().mean().backward()
         gradients.append([parameter.grad for parameter in denoiser.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_adaptive_norm_brings_the_condition_to_levels_without_attention(adaptive):
+    settings = DenoiserSettings(channels=[16, 32], attention=[False, True], norm_groups=8, head_dim=8,
+                                cross_attention_dim=16, adaptive_norm=adaptive)
+    denoiser = build_denoiser(settings, ConditionSettings(), (4, 8, 8), {"embedding": (8,)}, ["a"])
+    first_level = []
+    denoiser.network.down_blocks[0].resnets[0].register_forward_hook(lambda *call: first_level.append(call[-1]))
+    keep = dict.fromkeys(("embedding", "labels"), torch.zeros(1, dtype=torch.bool))
+    with torch.no_grad():
+        for label in (0.0, 1.0):
+            conditions = {"embedding": torch.zeros(1, 8), "labels": torch.full((1, 1), label)}
+            denoiser(torch.ones(1, 4, 8, 8), torch.tensor([500.0]), conditions, keep)
+    assert torch.equal(*first_level) != adaptive

@@ -159,7 +159,7 @@ def test_a_snapshot_that_lacks_a_file_is_left_out(averaged, trained):
     (["validate.images=0", "trainer.ema_length=0.05"], {}, 0.05),
 ], ids=["lowest", "some-fail", "few-images", "all-fail", "asked", "none", "asked-none"])
 def test_the_length_with_the_lowest_distance_is_exported(trained, tiny, monkeypatch, settings, distances, expected):
-    def run_each(resources, function, lengths):
+    def run_each(resources, function, lengths, max_seconds):
         for length in lengths:
             if length not in distances:
                 yield length, ValueError("non-finite features")
@@ -179,7 +179,7 @@ def test_a_candidate_that_the_snapshots_do_not_give_is_left_out(trained, monkeyp
     """With a lone snapshot, the checkpoint's, only the stored lengths and what is between them."""
     shutil.rmtree((trained.spec.folder / SNAPSHOTS).path)
     sampled = []
-    monkeypatch.setattr(average, "run_each_on_accelerator", lambda resources, function, lengths: sampled.extend(lengths)
-                        or iter(()))
+    monkeypatch.setattr(average, "run_each_on_accelerator", lambda resources, function, lengths, seconds:
+                        sampled.extend(lengths) or iter(()))
     choose_length(trained, Resources(2, 0, 2))
     assert sampled == [0.05, 0.075, 0.1]
