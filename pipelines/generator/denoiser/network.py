@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def unet(settings: DenoiserSettings, latent: Latent, inputs: int) -> UNet2DCondi
     adaptive: dict[str, Any] = {
         "resnet_time_scale_shift": "scale_shift",
         "addition_embed_type": "text",  # the tokens, pooled by attention, are added to the time embedding
-        "addition_embed_type_num_heads": max(settings.cross_attention_dim // settings.head_dim, 1),
+        "addition_embed_type_num_heads": settings.cross_attention_dim // math.gcd(settings.cross_attention_dim, 64),
     } if settings.adaptive_norm else {}
     return UNet2DConditionModel(
         sample_size=latent[1],
