@@ -4,6 +4,7 @@ import functools
 import pytest
 
 from cluster.errors import UserError
+from pipelines.data import manifest
 from pipelines.graph import run
 from pipelines.graph.compose import load_settings
 from pipelines.graph.plan import Plan
@@ -14,12 +15,18 @@ UPSTREAM = {"ingest", "autoencoder", "encoder", "latents"}
 composed = functools.cache(load_settings)
 
 
+@pytest.fixture(autouse=True)
+def listed_here(monkeypatch):
+    """The raw data are listed in this process: another one takes a second to start, and a hundred are asked for."""
+    monkeypatch.setattr(manifest, "run_in_subprocess", lambda function, *args: function(*args))
+
+
 @pytest.fixture
 def compose(tmp_path):
-    """Settings with these overrides; nothing here runs a stage of the real graph, so the demo's size does."""
+    """Settings with these overrides; nothing here runs a stage of the real graph, but its images are listed."""
 
     def settings(*overrides: str):
-        found = copy.deepcopy(composed("storage=/unset", "name=run", *overrides))
+        found = copy.deepcopy(composed("storage=/unset", "name=run", "data.images=160", *overrides))
         if found.storage == "/unset":
             found.storage = str(tmp_path / "runs")
         return found

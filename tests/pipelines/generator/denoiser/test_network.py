@@ -18,7 +18,7 @@ def empty(name, latent=(4, 32, 32)):
 
 
 @pytest.mark.parametrize(("name", "millions"), [
-    ("unet-3m", 3.1), ("unet-60m", 66), ("unet-300m", 313), ("unet-860m", 862), ("unet-annotated", 4.4),
+    ("unet-3m", 3.3), ("unet-60m", 69), ("unet-300m", 324), ("unet-860m", 862), ("unet-annotated", 4.4),
     ("dit-xs", 1.6), ("dit-s", 31), ("dit-b", 120), ("dit-l", 414), ("dit-xl", 608),
 ])
 def test_sizes(name, millions):
