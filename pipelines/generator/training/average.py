@@ -107,7 +107,7 @@ def candidate_lengths(model: TrainedModel) -> list[float]:
             say(f"train: the exported EMA is of length {asked:g} to {error:.0%} only; for a closer one train with more "
                 "trainer.ema_snapshots, or a length from 0.04 to 0.2")
         return [asked]
-    if settings.validate.images and model.can_compare:
+    if model.can_compare:
         return [length for length in LENGTHS if model.profile_error(length) < MAX_ERROR]
     say(f"train: exports the EMA of length {DEFAULT_LENGTH:g}; to compare lengths by the Fréchet distance, val images "
         f"(and validate.images) must number {MIN_IMAGES} times the dimensions of the encoder's features")
@@ -124,6 +124,7 @@ def choose_length(model: TrainedModel, resources: Resources) -> tuple[float, dic
     """
     candidates, measured, validation = candidate_lengths(model), {}, model.spec.settings.validate
     if validation.images:
+        say(f"train: measures {len(candidates)} EMAs on up to {validation.images:,} val images")
         for length, result in run_each_on_accelerator(resources, model.measure, candidates, validation.max_seconds):
             if isinstance(result, Exception):
                 say(f"train: the EMA of length {length:g} could not be measured: {result}")
