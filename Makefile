@@ -15,7 +15,7 @@ setup: $(VENV)/ready ## Make .venv and install
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]' --constraint constraints.txt
 	touch $@
 
 demo: setup ## The whole path on the phantom, or on a folder of X-rays: make demo DATA=PATH

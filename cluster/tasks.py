@@ -22,12 +22,13 @@ T = TypeVar("T")
 def run_on_accelerator(resources: Resources, function: Callable[..., T], *args: Any) -> T:
     """Run `function(*args)` in one Ray task on an accelerator (or the CPUs of one node) and return its result.
 
-    Exceptions of the function are raised here as they are, so that a UserError keeps its type and text.
+    Without GPUs the process stays, with what it has imported, for the next task. Exceptions of the function are raised
+    here as they are, so that a UserError keeps its type and text.
     """
     import ray
     from ray.exceptions import RayTaskError
 
-    task = ray.remote(max_retries=1, max_calls=1, **resources.accelerator)(_with_threads)
+    task = ray.remote(max_retries=1, **_options(resources))(_with_threads)
     try:
         return ray.get(task.remote(function, args))
     except RayTaskError as error:
@@ -38,7 +39,7 @@ def run_each_on_accelerator(resources: Resources, function: Callable[..., T], it
                             max_seconds: float) -> Iterator[tuple[Any, T | Exception]]:
     """Run `function(item)` for each item in a Ray task of its own, at once on as many accelerators as there are.
 
-    Without GPUs a task takes the CPUs of one node, and the next one may take over its process.
+    Without GPUs a task takes the CPUs of one node.
 
     Args:
         max_seconds: after this time without a completed task those that are left are ended.
@@ -50,9 +51,7 @@ def run_each_on_accelerator(resources: Resources, function: Callable[..., T], it
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    options = resources.accelerator | {"max_calls": 1}  # a process that ends frees its GPU's memory
-    if not resources.gpus:
-        options |= {"num_cpus": resources.node_cpus, "max_calls": max(len(items), 1)}
+    options = _options(resources) | ({} if resources.gpus else {"num_cpus": resources.node_cpus})
     run = ray.remote(max_retries=3, **options)(_with_threads)
     pending = {run.remote(function, (item,)): item for item in items}
     while pending:
@@ -115,12 +114,13 @@ class IsolatedTask:
     Args:
         name: `module:function`, imported only in that process.
         needs: arguments of `ray.remote`.
-        arguments: of the function, in addition to those of the call.
+        arguments: of the function by name, in addition to those of the call; pickled, so that what they are made of is
+            imported only in that process.
     """
 
     name: str
     needs: dict[str, Any]
-    arguments: dict[str, Any]
+    arguments: bytes
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The function's result, or {} when its process died.  The function's own exceptions are raised."""
@@ -129,20 +129,31 @@ class IsolatedTask:
 
         task = ray.remote(max_retries=0, **self.needs)(_call)
         try:
-            return ray.get(task.remote(self.name, args, kwargs | self.arguments))
+            return ray.get(task.remote(self.name, args, kwargs, self.arguments))
         except RayTaskError:
             raise
         except RayError:
             return {}
 
 
-def _call(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _call(name: str, args: tuple, kwargs: dict[str, Any], arguments: bytes) -> Any:
     import importlib
 
     module, function = name.split(":")
-    return getattr(importlib.import_module(module), function)(*args, **kwargs)
+    return getattr(importlib.import_module(module), function)(*args, **kwargs, **pickle.loads(arguments))  # noqa: S301
+
+
+def _options(resources: Resources) -> dict[str, Any]:
+    """Ray options of a task: a process that has used a GPU ends with it, which frees the GPU's memory."""
+    return resources.accelerator | {"max_calls": 1 if resources.gpus else 0}
 
 
 def _with_threads(function: Callable[..., T], args: tuple) -> T:
+    import torch
+
+    before = torch.get_num_threads()
     use_cores()
-    return function(*args)
+    try:
+        return function(*args)
+    finally:
+        torch.set_num_threads(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _ray_trainer(spec: TrainingSpec, stage: Stage, earlier: Folder | None) -> An
     trainer, resources = stage.settings.trainer, stage.resources
     return TorchTrainer(
         train_worker,
-        train_loop_config={"spec": spec, "earlier": earlier},
+        train_loop_config={"spec": pickle.dumps(spec), "earlier": earlier},  # Ray's controller does not import torch
         torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=(trainer.min_workers, trainer.workers) if trainer.min_workers else trainer.workers,
@@ -100,8 +101,8 @@ def _validation_config(spec: TrainingSpec, stage: Stage) -> Any:
     task = IsolatedTask(
         "pipelines.generator.training.ray_train:validate_checkpoint",
         {"num_gpus": int(on_gpu), "num_cpus": 0, **hidden},
-        {"spec": spec, "autoencoder": stage.input("autoencoder"), "encoder": stage.input("encoder"),
-         "all_cores": resources.gpus > 0 and not on_gpu})
+        pickle.dumps({"spec": spec, "autoencoder": stage.input("autoencoder"), "encoder": stage.input("encoder"),
+                      "all_cores": resources.gpus > 0 and not on_gpu}))
     return ValidationConfig(task, ray_remote_kwargs={"num_cpus": 0})
 
 
@@ -142,7 +143,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
     """A worker of Ray Train.  Returns why it stopped early, or None."""
     import ray.train
 
-    spec: TrainingSpec = config["spec"]
+    spec: TrainingSpec = pickle.loads(config["spec"])  # noqa: S301
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     if spec.settings.trainer.offload:
