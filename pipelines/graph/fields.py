@@ -42,6 +42,11 @@ def positive(section: str, settings: Any, *names: str) -> None:
         require(value is None or (value > 0 and math.isfinite(value)), f"{section}.{name}", value, "must be above 0")
 
 
+def not_negative(section: str, settings: Any, *names: str) -> None:
+    for name in names:
+        require(getattr(settings, name) >= 0, f"{section}.{name}", getattr(settings, name), "must not be negative")
+
+
 def fraction(section: str, settings: Any, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)

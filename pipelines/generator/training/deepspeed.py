@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cluster.session import device
-from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training.checkpoint import MODEL, Layout
 from pipelines.generator.training.ema import STORED, Ema, squared_norm
+from pipelines.generator.training.settings import TrainerSettings
 from pipelines.generator.training.sharded_state import Fragment, Tensors, fill, flattened, fragments
 from pipelines.learning.precision import bf16_is_fast
 

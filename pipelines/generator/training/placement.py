@@ -12,7 +12,8 @@ from cluster.session import Resources, count_resources
 from pipelines.generator.latents.encode import EncodingSpec
 from pipelines.generator.latents.feed import StreamPlan
 from pipelines.generator.latents.spec import LatentSpec
-from pipelines.generator.settings import LatentsSettings, TrainerSettings
+from pipelines.generator.settings import LatentsSettings
+from pipelines.generator.training.settings import TrainerSettings
 from pipelines.graph.stage import Stage
 from pipelines.monitor.progress import say
 

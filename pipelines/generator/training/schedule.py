@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipelines.generator.settings import TrainerSettings
+from pipelines.generator.training.settings import TrainerSettings
 from pipelines.learning.schedule import warmup_cosine
 
 

@@ -11,13 +11,13 @@ from cluster.storage import Folder
 from cluster.tasks import run_on_accelerator
 from pipelines.generator.denoiser.pretrained import load_pretrained, published_config
 from pipelines.generator.latents.spec import read_latent_spec
-from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.average import TrainedModel, choose_length
 from pipelines.generator.training.checkpoint import Cursor, Layout
 from pipelines.generator.training.loop import TrainingSpec
 from pipelines.generator.training.placement import stream_plan, training_resources
 from pipelines.generator.training.ray_train import run_trainer
+from pipelines.generator.training.settings import TrainerSettings
 from pipelines.generator.training.sharded_state import flattened, fragments
 from pipelines.graph.stage import Metrics, Stage
 from pipelines.monitor.journal import JOURNAL, median_rate, read_journal

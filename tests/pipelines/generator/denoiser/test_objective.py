@@ -10,7 +10,8 @@ from torch import nn
 
 from cluster.errors import UserError
 from pipelines.generator.denoiser.objective import Objective, process
-from pipelines.generator.settings import ConditionSettings, ObjectiveSettings, ValidateSettings
+from pipelines.generator.settings import ConditionSettings, ObjectiveSettings
+from pipelines.generator.training.settings import ValidateSettings
 from pipelines.graph.fields import check_choices
 
 LATENT = (2, 1, 1)

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from cluster import scratch
 from cluster.storage import Folder
-from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training import checkpoint
 from pipelines.generator.training.ray_train import SNAPSHOT, earlier_checkpoint, remove_unregistered
 from pipelines.generator.training.saver import WORST
+from pipelines.generator.training.settings import TrainerSettings
 from pipelines.generator.training.sharded_state import Fragment
 from pipelines.generator.training.stage import best_checkpoint
 from pipelines.generator.training.validate import append_validation, validation_at

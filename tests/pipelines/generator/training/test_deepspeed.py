@@ -13,9 +13,10 @@ import torch
 from distributed import run
 
 from cluster.storage import Folder
-from pipelines.generator.settings import ConditionSettings, DenoiserSettings, ObjectiveSettings, TrainerSettings
+from pipelines.generator.settings import ConditionSettings, DenoiserSettings, ObjectiveSettings
 from pipelines.generator.training import checkpoint
 from pipelines.generator.training.ema import STORED, average_name, exponent
+from pipelines.generator.training.settings import TrainerSettings
 
 pytestmark = pytest.mark.ray
 

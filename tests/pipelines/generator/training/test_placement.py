@@ -6,8 +6,8 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.session import Resources
-from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training import placement
+from pipelines.generator.training.settings import TrainerSettings
 
 
 @pytest.fixture

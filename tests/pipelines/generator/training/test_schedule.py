@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipelines.generator.settings import TrainerSettings
 from pipelines.generator.training.schedule import learning_rate
+from pipelines.generator.training.settings import TrainerSettings
 
 
 def rates(**options):
