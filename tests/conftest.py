@@ -14,6 +14,8 @@ from pydicom.uid import generate_uid
 from pipelines.graph.compose import load_settings
 from pipelines.tables.parquet import read_shard
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # by default 15: the tests of the other process would starve Ray's
+
 REAL_DATA = Path(os.environ.get("RAYOGRAPH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 TINY = (
