@@ -74,7 +74,7 @@ def session() -> Iterator[Resources]:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(address="auto", log_to_driver=False, logging_level="warning")
         else:
-            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for the next one; 2 s
+            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for a poll, else 2 s
             ray.init(
                 "local",
                 num_cpus=max(2, cores()),

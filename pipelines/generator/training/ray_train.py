@@ -67,7 +67,7 @@ def _ray_trainer(spec: TrainingSpec, stage: Stage, earlier: Folder | None) -> An
     trainer, resources = stage.settings.trainer, stage.resources
     return TorchTrainer(
         train_worker,
-        train_loop_config={"spec": pickle.dumps(spec), "earlier": earlier},  # Ray's controller does not import torch
+        train_loop_config={"spec": pickle.dumps(spec), "earlier": earlier},  # pickled: the controller imports no torch
         torch_config=TorchConfig(timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=(trainer.min_workers, trainer.workers) if trainer.min_workers else trainer.workers,
