@@ -12,14 +12,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.actors import ActorPool
 from cluster.errors import UserError
-from cluster.session import Resources, use_cores
+from cluster.session import Resources
 from cluster.storage import Folder
 from pipelines.data.labels import ABSENT, PRESENT
 from pipelines.graph.stage import Metrics, Stage
@@ -29,6 +28,8 @@ from pipelines.tables.parquet import READERS, pending_shards, read_columns, shar
 from pipelines.tables.schemas import CORPUS
 from synth.conditions import Condition, PoolIndex, find_strategy, read_pool_index, unconditional
 from synth.settings import SampleSettings
+
+CPU_ACTOR_BYTES = 1 << 30  # that Ray reserves for an actor without a GPU: torch and a generator of the size of the demo
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,13 @@ def shard_range(settings: SampleSettings, shard: int) -> range:
 class SamplingActor:
     """A Ray actor that keeps one generator loaded."""
 
-    def __init__(self, spec: SamplingSpec, index: PoolIndex, threads: int | None) -> None:
+    def __init__(self, spec: SamplingSpec, index: PoolIndex) -> None:
+        import torch
+
         from synth.conditions import Pool
         from synth.sampler import Sampler
 
-        use_cores(threads)
+        torch.set_num_threads(1)  # the order of sums, and so the last bits of an image, depend on the number
         settings = spec.settings
         self.spec = spec
         self.sampler = Sampler(spec.generator, settings.steps, settings.guidance, settings.batch)
@@ -140,12 +143,10 @@ def fan_out(spec: SamplingSpec, shards: list[int], resources: Resources) -> Iter
     if (spec.settings.actors or 0) > available:
         raise UserError(f"sample.actors={spec.settings.actors}: the cluster has {available} "
                          f"{'GPUs' if resources.gpus else 'CPUs'}")
-    count = min(spec.settings.actors or max(resources.gpus, 1), len(shards))
-    cpus = resources.cpus_each(count)
-    threads = None if count == 1 or resources.gpus else cpus
-    ray_options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if resources.gpus else {"num_cpus": cpus}
-    actor = ray.remote(max_restarts=0, **ray_options)(SamplingActor)
+    count = min(spec.settings.actors or available, len(shards))
+    needs = resources.accelerator | ({} if resources.gpus else {"memory": CPU_ACTOR_BYTES})
+    actor = ray.remote(max_restarts=0, **needs)(SamplingActor)
     index = ray.remote(read_pool_index).remote(spec.latents)
-    pool = ActorPool(lambda: actor.remote(spec, index, threads), count, lambda text: say(f"sample: {text}"))
+    pool = ActorPool(lambda: actor.remote(spec, index), count, lambda text: say(f"sample: {text}"))
     for event in pool.run(shards):
         yield None if event is None else event[1]

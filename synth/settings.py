@@ -28,7 +28,7 @@ class SampleSettings:
     shard_rows: int = 256
     """Images per file of the corpus."""
     actors: int | None = execution(None)
-    """Ray actors that sample; null: one per GPU, or one on the CPUs."""
+    """Ray actors that sample; null: one per GPU, or one per CPU as far as the memory goes."""
 
     def check(self) -> None:
         positive("sample", self, "images", "steps", "batch", "shard_rows", "actors")
