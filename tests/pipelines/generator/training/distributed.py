@@ -29,7 +29,8 @@ def _child(rank: int, world: int, port: int, function: Callable, arguments: tupl
 
 def start(world: int, function: Callable, *arguments: Any) -> tuple[list[Any], Any]:
     """`world` processes that run `function(rank, world, *arguments)`, and the queue of their results."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # which imports once what every process needs
+    context.set_forkserver_preload(["pipelines.generator.training.loop"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
