@@ -49,8 +49,9 @@ TINY = (
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """The longest file first, or it would be left to one process at the end."""
-    items.sort(key=lambda item: item.path.name != "test_run.py")
+    """The longest files first, or they would be left to one process at the end."""
+    longest = ["test_run.py", "test_held_out.py"]
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 def empty(folder) -> None:
