@@ -77,7 +77,7 @@ def main() -> None:
     emit("checkpoint", GOAL / stall, 1.0, seconds=round(stall, 4), longest=round(max(stalls), 4), n=len(stalls),
          against=f"{GOAL} s")
     seconds = [copied for copied, _ in measured.values()]
-    slope, offset = np.polyfit(SIZES, seconds, 1)
+    slope, offset = np.polyfit(SIZES, seconds, 1).tolist()
     vectors = 5  # weights, two moments, two EMAs
     predicted = offset + slope * LARGE / WORKERS
     emit("checkpoint_large", LARGE_GOAL / predicted, 1.0, predicted_seconds=round(predicted, 3),
