@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from cluster.actors import ActorPool
 from cluster.errors import UserError
-from cluster.session import Resources
+from cluster.session import Resources, use_cores
 from cluster.storage import Folder
 from pipelines.data.labels import ABSENT, PRESENT
 from pipelines.graph.stage import Metrics, Stage
@@ -77,12 +77,10 @@ class SamplingActor:
     """A Ray actor that keeps one generator loaded."""
 
     def __init__(self, spec: SamplingSpec, index: PoolIndex) -> None:
-        import torch
-
         from synth.conditions import Pool
         from synth.sampler import Sampler
 
-        torch.set_num_threads(1)  # the order of sums, and so the last bits of an image, depend on the number
+        use_cores(1)  # the order of sums, and so the last bits of an image, depend on the number
         settings = spec.settings
         self.spec = spec
         self.sampler = Sampler(spec.generator, settings.steps, settings.guidance, settings.batch)

@@ -28,7 +28,7 @@ def test_no_pixel_of_val_or_test_reaches_what_learns(tmp_path):
                 seed = (0, k) if split == "train" else (*random.integers(1, 1000, 2),)
                 Image.fromarray(render(int(seed[0]), int(seed[1]), 32).image).save(folder / f"{k}.png")
         settings = load_settings(*TINY, "data=folder", f"data.root={tmp_path / name}", "name=run",
-                                 f"storage={tmp_path / name}-runs", "trainer.images=64")
+                                 f"storage={tmp_path / name}-runs")
         run_stages(settings, ["ingest", "autoencoder", "encoder", "latents", "train"], redo=False)
     for network in ("autoencoder/model", "encoder/model", "train/generator/unet"):
         first, second = (load_file(next((tmp_path / f"{name}-runs/run" / network).glob("*.safetensors")))
