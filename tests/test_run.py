@@ -29,10 +29,11 @@ from pipelines.graph.plan import Plan
 
 RAYOGRAPH = shutil.which("rayograph", path=os.path.dirname(sys.executable))
 SIZES = (*TINY, "data.images=480", "trainer.images=1024", "trainer.checkpoint_every=160", "trainer.log_every=96",
-         "sample.images=96", "trainer.ema_snapshots=8", "data.val_fraction=0.2", "encoder.options.embed_dim=16")
+         "trainer.ema_snapshots=8", "sample.images=96", "sample.actors=1", "data.val_fraction=0.2",
+         "encoder.options.embed_dim=16")
 SHARDED = ("trainer.workers=2", "trainer.zero3_persistence=0")
 STAGES = ("ingest", "autoencoder", "encoder", "latents", "train", "sample", "evaluate", "finetune", "report", "publish")
-SECONDS = 600  # for one run, on a slow machine
+SECONDS = 1500  # for one run, on one core of a slow machine
 
 
 def command(storage: Path, *overrides: str, stage: str = "run") -> list[str]:

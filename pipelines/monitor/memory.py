@@ -7,15 +7,16 @@ from types import TracebackType
 
 import psutil
 
-COUNTED = ("Pss_Anon:", "Pss_Shmem:")  # fields of smaps_rollup, in kB
+COUNTED = ("RssAnon", "RssShmem")  # fields of /proc/PID/status, in kB: counters, where smaps walks all page tables
 
 
 class PeakMemory:
     """Sample the memory of the process tree every `interval` seconds while the block runs.
 
     Counted is what the kernel cannot drop when memory is short: anonymous pages, and shared memory (Ray's object store)
-    once for all processes; not pages of files (libraries, memory-mapped latents). On a cluster of several machines this
-    is the memory of the driver's machine only.  `peak_mb` is of the process tree, `driver_mb` of this process.
+    once, as the process that maps most of it has it; not pages of files (libraries, memory-mapped latents). On a
+    cluster of several machines this is the memory of the driver's machine only.  `peak_mb` is of the process tree,
+    `driver_mb` of this process.
     """
 
     def __init__(self, interval: float = 2.0) -> None:
@@ -47,14 +48,21 @@ class PeakMemory:
 
 def tree_mb(root: psutil.Process) -> float:
     """MiB held by a process and its descendants now."""
-    return sum(process_mb(process) for process in [root, *root.children(recursive=True)])
+    anonymous, shared = zip(*map(_counted, [root, *root.children(recursive=True)]), strict=True)
+    return sum(anonymous) + max(shared)
 
 
 def process_mb(process: psutil.Process) -> float:
-    """MiB held by one process, its part of shared memory included, pages of files not; 0 for one that has ended."""
+    """MiB held by one process, shared memory included, pages of files not; 0 for one that has ended."""
+    return sum(_counted(process))
+
+
+def _counted(process: psutil.Process) -> tuple[float, float]:
+    """MiB of anonymous and of shared memory."""
     try:
-        with open(f"/proc/{process.pid}/smaps_rollup") as file:
-            sizes = dict(line.split()[:2] for line in file)
+        with open(f"/proc/{process.pid}/status") as file:
+            sizes = dict(line.split(":", 1) for line in file)
     except OSError:
-        return 0.0
-    return sum(int(sizes[name]) for name in COUNTED) / 1024
+        return 0.0, 0.0
+    anonymous, shared = (int(sizes.get(name, "0").split()[0]) / 1024 for name in COUNTED)  # a zombie has none
+    return anonymous, shared

@@ -92,7 +92,7 @@ def encode_operator(encoding: EncodingSpec, resources: Resources, shards: int) -
 
     actors = max(1, min(resources.gpus or min(resources.cpus, ACTORS), shards))
     threads = None if resources.gpus else resources.cpus_each(actors)
-    reserved = {"num_gpus": 1, "num_cpus": 1} if threads is None else {"num_cpus": threads / 2}
+    reserved = resources.accelerator if threads is None else {"num_cpus": threads / 2}
     return EncodeImages, {"compute": ActorPoolStrategy(size=actors), "fn_constructor_args": (encoding, threads),
                           "ray_remote_args_fn": _give_up_after_3, **reserved}
 

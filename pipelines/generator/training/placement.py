@@ -107,11 +107,9 @@ def stream_plan(stage: Stage, spec: LatentSpec) -> StreamPlan | None:
         raise UserError(f"trainer.encoder_actors={actors} leaves too few of the {resources.cpus} CPUs for "
                         f"trainer.workers={trainer.workers}; lower one of the two")
     reserved = {"cpu": worker_cpus * trainer.workers} | ({"gpu": float(trainer.workers)} if resources.gpus else {})
-    ray_options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if on_gpu else {"num_cpus": 0.5}
-    if not on_gpu:
-        ray_options |= resources.without_gpus
+    ray_options = resources.accelerator if on_gpu else {"num_cpus": 0.5, **resources.without_gpus}
     encoding = EncodingSpec(stage.input("autoencoder"), stage.input("encoder"), stage.section(LatentsSettings),
                             spec.logvar)
-    ray_options |= {"fn_constructor_args": (encoding, None if on_gpu else 1)}
+    ray_options["fn_constructor_args"] = (encoding, None if on_gpu else 1)
     return StreamPlan(stage.input("ingest") / "images", encoding, spec.rows, stage.seed, trainer.shuffle_shards,
                       trainer.augment, actors, ray_options, reserved)

@@ -6,8 +6,10 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.session import Resources
+from pipelines.generator.latents.spec import LatentSpec
 from pipelines.generator.training import placement
 from pipelines.generator.training.settings import TrainerSettings
+from pipelines.graph.plan import Plan
 
 
 @pytest.fixture
@@ -75,3 +77,12 @@ def test_a_machine_alone_is_not_waited_for(cluster):
     with pytest.raises(UserError, match=r"trainer\.workers=9: the cluster has 4 CPUs, training needs 9"):
         choose(Resources(4, 0, 4, fixed=True), workers=9)
     assert not requested
+
+
+def test_images_are_encoded_on_the_same_type_of_gpu(tiny):
+    stage = Plan(tiny("trainer.reader=stream", "trainer.accelerator_type=H100", "trainer.shuffle_shards=1")).stage(
+        "train", Resources(16, 2, 16, accelerator_type="H100"))
+    plan = placement.stream_plan(stage, LatentSpec((4, 8, 8), {}, [], (), False, {}, (32,)))
+    assert plan is not None
+    assert plan.actors == plan.ray_options["num_gpus"] == 1
+    assert plan.ray_options["accelerator_type"] == "H100"
