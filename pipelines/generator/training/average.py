@@ -11,7 +11,6 @@ from cluster.session import Resources, device
 from cluster.storage import Folder
 from cluster.tasks import run_each_on_accelerator
 from pipelines.generator.export import build_pipeline, export_generator
-from pipelines.generator.latents.dataset import draw_val_images
 from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.ema import STORED, average_name, combination
@@ -76,7 +75,7 @@ class TrainedModel:
         """`val_loss` of an EMA and, if there are enough val images, `val_frechet`."""
         spec, settings = self.spec, self.spec.settings
         latent_spec = read_latent_spec(spec.latents)
-        val = draw_val_images(spec.latents, latent_spec, settings.validate.images, settings.seed)
+        val = validate.drawn(spec, settings.validate.images)
         denoiser = spec.denoiser(latent_spec).to(device()).eval()
         denoiser.load_state_dict(self.weights(length))
         losses, _ = validate.held_out_losses(spec, denoiser, val)
@@ -85,7 +84,7 @@ class TrainedModel:
             pipeline = build_pipeline(denoiser, self.autoencoder, self.encoder, settings.objective,
                                       settings.validate.steps, settings.validate.guidance)
             pipeline.set_progress_bar_config(disable=True)
-            metrics["val_frechet"] = validate.frechet_to(pipeline, val, len(val), settings.validate.batch)
+            metrics["val_frechet"] = validate.frechet_to(pipeline, val, settings.validate.batch)
         return {name: float(f"{value:.6g}") for name, value in metrics.items()}
 
     def export(self, length: float) -> int:

@@ -42,35 +42,36 @@ def validate(spec: TrainingSpec, autoencoder: Folder, encoder: Folder, folder: F
     Returns:
         `val_loss` of the first EMA of the weights, also by noise level; `val_frechet` if `frechet`.
     """
-    settings = spec.settings
+    settings, validation = spec.settings, spec.settings.validate
     latent_spec = read_latent_spec(spec.latents)
-    most = max(settings.validate.images, settings.validate.sample_images,
-               settings.validate.frechet_images if frechet else 0)
-    val = draw_val_images(spec.latents, latent_spec, most, settings.seed)
     denoiser = spec.denoiser(latent_spec).to(device()).eval()
     images = checkpoint.read_cursor(folder).images
     denoiser.load_state_dict(checkpoint.read_part(folder, average_name(STORED[0])))
-    losses, levels = held_out_losses(spec, denoiser, val)
+    losses, levels = held_out_losses(spec, denoiser, drawn(spec, validation.images))
     metrics = {"val_loss": losses.mean().item()}
     bins = (levels * BINS).long()
     metrics |= {f"val_loss_noise_{b + 1}": losses[bins == b].mean().item() for b in range(BINS) if (bins == b).any()}
-    pipeline = build_pipeline(denoiser, autoencoder, encoder, settings.objective, settings.validate.steps,
-                              settings.validate.guidance)
+    pipeline = build_pipeline(denoiser, autoencoder, encoder, settings.objective, validation.steps,
+                              validation.guidance)
     pipeline.set_progress_bar_config(disable=True)
-    if settings.validate.sample_images:
-        save_sample_grid(spec, pipeline, val, images)
+    if validation.sample_images:
+        save_sample_grid(spec, pipeline, drawn(spec, validation.sample_images), images)
     if frechet:
-        metrics["val_frechet"] = frechet_to(pipeline, val, settings.validate.frechet_images, settings.validate.batch)
+        metrics["val_frechet"] = frechet_to(pipeline, drawn(spec, validation.frechet_images), validation.batch)
     entry = {"images": images} | {name: float(f"{value:.6g}") for name, value in metrics.items()}
     append_validation(spec.folder, entry)
     return entry
 
 
+def drawn(spec: TrainingSpec, images: int) -> LatentArrays:
+    """A random sample of so many val images (or all), stratified by source, the same for every checkpoint."""
+    return draw_val_images(spec.latents, read_latent_spec(spec.latents), images, spec.settings.seed)
+
+
 @torch.no_grad()
 def held_out_losses(spec: TrainingSpec, denoiser: Denoiser, val: LatentArrays) -> tuple[Tensor, Tensor]:
-    """Losses (N,) and noise levels (N,) of the val images, with all their conditions."""
-    settings, where = spec.settings, device()
-    n = min(settings.validate.images, len(val))
+    """Losses (N,) and noise levels (N,) of these val images, with all their conditions."""
+    settings, where, n = spec.settings, device(), len(val)
     random = torch.Generator().manual_seed(NOISE_SEED)
     levels = ((torch.arange(n) + 0.5) / n)[torch.randperm(n, generator=random)].to(where)
     objective, normalise, losses = Objective(settings.objective, settings.condition, where), spec.normaliser(where), []
@@ -100,8 +101,7 @@ def save_sample_grid(spec: TrainingSpec, pipeline: RayographPipeline, val: Laten
     """samples/images-N.png: val images, decoded from their latents, each above a sample conditioned on it."""
     from torchvision.utils import save_image
 
-    columns = min(spec.settings.validate.sample_images, len(val))
-    rows = np.linspace(0, len(val) - 1, columns).astype(np.int64)  # evenly spaced, as images are sorted by source
+    rows = np.arange(len(val))
     mean, _, _ = val.rows(rows, device())
     with torch.no_grad():
         real = pipeline.decode(spec.normaliser(device())(mean))
@@ -111,19 +111,17 @@ def save_sample_grid(spec: TrainingSpec, pipeline: RayographPipeline, val: Laten
         (spec.folder / "samples").write(file.name, file.read_bytes())
 
 
-def frechet_to(pipeline: RayographPipeline, val: LatentArrays, images: int, batch: int) -> float:
+def frechet_to(pipeline: RayographPipeline, val: LatentArrays, batch: int) -> float:
     """Fréchet distance, in features of the run's encoder, between val images and samples with their conditions.
 
     Args:
-        images: of each, at most; the first ones.
         batch: images per forward pass.
     """
     from pipelines.metrics.fidelity import frechet_distance
 
-    n = min(images, len(val))
-    chunks = [np.arange(start, min(start + batch, n)) for start in range(0, n, batch)]
+    chunks = [np.arange(start, min(start + batch, len(val))) for start in range(0, len(val), batch)]
     synthetic = torch.cat([pipeline.encoder.embed(sample_conditioned_on(pipeline, val, rows)) for rows in chunks])
-    real = torch.from_numpy(val.conditions["embedding"][:n]).to(synthetic)
+    real = torch.from_numpy(val.conditions["embedding"]).to(synthetic)
     return frechet_distance(real, synthetic)
 
 

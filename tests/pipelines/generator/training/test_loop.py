@@ -173,7 +173,7 @@ def held_out(rank, world, folder):
     from pipelines.generator.training.validate import held_out_losses
     from pipelines.graph.compose import load_settings
 
-    spec = TrainingSpec(load_settings(*TINY, "validate.images=40"), "", Folder(""), Folder(str(folder / "latents")),
+    spec = TrainingSpec(load_settings(*TINY), "", Folder(""), Folder(str(folder / "latents")),
                         None, [0.0] * 4, [1.0] * 4)
     latent_spec = read_latent_spec(spec.latents)
     reader, denoiser = CachedReader(spec.latents, latent_spec, 0, CONDITIONS).encoded, spec.denoiser(latent_spec).eval()
@@ -185,7 +185,7 @@ def held_out(rank, world, folder):
 
 def test_the_loss_at_fixed_noise_repeats_and_falls_with_training(unbroken):
     [(before, after, again)] = run(1, held_out, unbroken)
-    assert len(before) == 40
+    assert len(before) == IMAGES
     np.testing.assert_array_equal(after, again)
     fall = before - after
     assert fall.mean() > 5 * fall.std() / len(fall) ** 0.5
