@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,8 @@ class ActorPool:
     """Runs `actor.run(item)` for every item on a number of actors, and replaces those that die.
 
     An item whose actor died goes to the next actor that is free, and not to the replacement, which may have no node to
-    start on. An actor may die after it has finished an item: running an item twice must be harmless.
+    start on. Actors that were idle then must answer before they get it, as they may have been on the same node. An
+    actor may die after it has finished an item: running an item twice must be harmless.
 
     Args:
         make_actor: starts an actor with the methods `ready()` and `run(item)`.
@@ -27,6 +29,7 @@ class ActorPool:
         self.make_actor, self.count, self.warn = make_actor, count, warn
         self._starting: dict[Any, Any] = {}  # actors by the reference of their `ready`
         self._idle: list[Any] = []
+        self._asked: dict[Any, Any] = {}  # idle actors, asked whether they live, by the reference of their `ready`
         self._busy: dict[Any, tuple[Any, int]] = {}  # actor and item by the reference of its `run`
         self._failed_starts = 0
         self._attempts = Counter[int]()
@@ -44,7 +47,7 @@ class ActorPool:
         for _ in range(min(self.count, len(queue))):
             self._start()
         while queue or self._busy:
-            finished, _ = ray.wait([*self._busy, *self._starting], num_returns=1, timeout=PATIENCE)
+            finished, _ = ray.wait([*self._busy, *self._starting, *self._asked], num_returns=1, timeout=PATIENCE)
             if self._busy or finished:
                 since = time.monotonic()
             else:
@@ -52,6 +55,8 @@ class ActorPool:
             for reference in finished:
                 if reference in self._starting:
                     self._started(reference)
+                elif reference in self._asked:
+                    self._answered(reference)
                 elif (done := self._finished(reference, queue)) is not None:
                     yield done
             if self._idle and not was_ready:
@@ -74,7 +79,7 @@ class ActorPool:
             self._failed_starts += not death.preempted
             if self._failed_starts < MAX_ATTEMPTS:
                 self._start()
-            elif self._busy or self._idle or self._starting:
+            elif self._busy or self._idle or self._asked or self._starting:
                 self.warn(f"{MAX_ATTEMPTS} actors died while they started ({death}); going on with fewer")
             else:
                 raise RuntimeError(f"{MAX_ATTEMPTS} actors died while they started; the last error: {death}") from death
@@ -97,9 +102,18 @@ class ActorPool:
             queue.appendleft(item)
             ray.kill(actor)  # unreachable is not dead
             self._start()
+            self._asked |= {idle.ready.remote(): idle for idle in self._idle}
+            self._idle.clear()
             return None
         self._idle.append(actor)
         return item, result
+
+    def _answered(self, reference: Any) -> None:
+        """The actor is idle again, or has died: another need not be started, as there was no work for it."""
+        actor = self._asked.pop(reference)
+        with contextlib.suppress(_Death):
+            _result(reference)
+            self._idle.append(actor)
 
 
 class _Death(Exception):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,25 @@ class Doubler:
             file.write("x")
         if item in self.fatal and (self.fatal[item] or (self.folder / str(item)).stat().st_size == 1):
             os._exit(1)
+        return 2 * item
+
+
+class Avalanche(Doubler):
+    """The first to run 5 takes all others with it, as a node does."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        (self.folder / "pids").mkdir(exist_ok=True)
+        (self.folder / "pids" / str(os.getpid())).touch()
+
+    def run(self, item: int) -> int:
+        if item == 5 and not (self.folder / "fallen").exists():
+            while len(pids := list((self.folder / "pids").iterdir())) < 4:
+                time.sleep(0.05)
+            time.sleep(1)  # the others are idle now
+            (self.folder / "fallen").touch()
+            for pid in sorted(pids, key=lambda file: file.name == str(os.getpid())):
+                os.kill(int(pid.name), signal.SIGKILL)
         return 2 * item
 
 
@@ -66,6 +87,12 @@ def test_every_item_is_run_once(ray_cluster, tmp_path):
 def test_an_item_whose_actor_died_is_taken_by_one_that_lives(ray_cluster, tmp_path):
     actors, messages = pool(tmp_path, fatal={3: False}, startable=2)
     assert sorted(result for result in actors.run(range(8)) if result) == [(k, 2 * k) for k in range(8)]
+    assert len(messages) == 1
+
+
+def test_idle_actors_that_died_with_a_busy_one_do_not_count_against_its_item(ray_cluster, tmp_path):
+    actors, messages = pool(tmp_path, Avalanche, count=4)
+    assert sorted(result for result in actors.run(range(6)) if result) == [(k, 2 * k) for k in range(6)]
     assert len(messages) == 1
 
 
