@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from cluster import scratch
+from cluster.reservation import reserved
 from cluster.session import cores, use_cores
 from cluster.storage import Folder
 from cluster.tasks import IsolatedTask
@@ -29,35 +31,41 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 
 
 def run_trainer(spec: TrainingSpec, stage: Stage) -> Folder:
-    """Run the workers until training ends.  Returns the last checkpoint.
+    """Run the workers until training ends.  Returns the last checkpoint."""
+    if stage.resources.gpus:
+        for name, value in HANG_DETECTOR.items():
+            os.environ.setdefault(f"RAY_TRAIN_{name}", value)
+    elastic, checkpoints = bool(stage.settings.trainer.min_workers), stage.folder / "checkpoints"
+    for_validation = f"{stage.folder.uri}/validation", {"GPU": 1.0}
+    with reserved(*for_validation) if elastic and validates_on_gpu(stage) else nullcontext():
+        stopped = _fit(spec, stage, checkpoints)
+    if stopped is not None:
+        raise FloatingPointError(stopped)
+    last = checkpoint.latest_complete(checkpoints)
+    assert last is not None, "training ends with a checkpoint"
+    if stage.settings.validate.images and not validate.validation_at(stage.folder, checkpoint.images_seen(last)):
+        say("train: the last checkpoint could not be validated")
+    return last
+
+
+def _fit(spec: TrainingSpec, stage: Stage, checkpoints: Folder) -> str | None:
+    """Run the workers until they end.  Returns why they stopped early, or None.
 
     Failures count against `trainer.max_failures` only until the next checkpoint: a run of weeks on spot nodes may fail
     more often than that, while one that no longer progresses ends.
     """
     from ray.train import TrainingFailedError
 
-    if stage.resources.gpus:
-        for name, value in HANG_DETECTOR.items():
-            os.environ.setdefault(f"RAY_TRAIN_{name}", value)
-    checkpoints = stage.folder / "checkpoints"
     start = checkpoint.latest_complete(checkpoints)
     while True:
         try:
-            result = _ray_trainer(spec, stage, earlier_checkpoint(checkpoints)).fit()
-            break
+            return _ray_trainer(spec, stage, earlier_checkpoint(checkpoints)).fit().return_value
         except TrainingFailedError:
             reached = checkpoint.latest_complete(checkpoints)
             if reached is None or (start is not None and reached.path == start.path):
                 raise
             start = reached
             say(f"train: failed; resuming at {checkpoint.images_seen(reached):,} images")
-    if result.return_value is not None:
-        raise FloatingPointError(result.return_value)
-    last = checkpoint.latest_complete(checkpoints)
-    assert last is not None, "training ends with a checkpoint"
-    if stage.settings.validate.images and not validate.validation_at(stage.folder, checkpoint.images_seen(last)):
-        say("train: the last checkpoint could not be validated")
-    return last
 
 
 def _ray_trainer(spec: TrainingSpec, stage: Stage, earlier: Folder | None) -> Any:
@@ -89,14 +97,20 @@ def _ray_trainer(spec: TrainingSpec, stage: Stage, earlier: Folder | None) -> An
     )
 
 
+def validates_on_gpu(stage: Stage) -> bool:
+    """Whether validations have a GPU beside those of the workers."""
+    accelerator = stage.settings.validate.accelerator
+    return bool(stage.settings.validate.images) and (accelerator == "gpu" or (
+        accelerator == "auto" and stage.resources.gpus > stage.settings.trainer.workers))
+
+
 def _validation_config(spec: TrainingSpec, stage: Stage) -> Any:
     """Ray Train's configuration of validation: a task alongside the workers, on a GPU or on CPUs."""
     from ray.train import ValidationConfig
 
     if not stage.settings.validate.images:
         return None
-    resources, accelerator = stage.resources, stage.settings.validate.accelerator
-    on_gpu = accelerator == "gpu" or (accelerator == "auto" and resources.gpus > stage.settings.trainer.workers)
+    resources, on_gpu = stage.resources, validates_on_gpu(stage)
     hidden = {} if on_gpu else resources.without_gpus
     task = IsolatedTask(
         "pipelines.generator.training.ray_train:validate_checkpoint",
