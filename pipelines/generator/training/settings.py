@@ -80,7 +80,7 @@ class TrainerSettings:
     activation_checkpointing: bool = execution(False)
     """Recompute activations in the backward pass to save memory."""
     channels_last: bool = execution(True)
-    """Use the channels_last memory format for images and convolutions."""
+    """Images enter the network in the channels_last memory format, which convolutions keep."""
     compile: bool = execution(False)
     """Apply torch.compile to the repeated blocks."""
     checkpoint_every: int = execution(50_000)
