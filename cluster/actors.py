@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -109,10 +108,14 @@ class ActorPool:
         return item, result
 
     def _answered(self, reference: Any) -> None:
-        """The actor is idle again, or has died: another need not be started, as there was no work for it."""
+        """The actor is idle again, or has died, and is replaced if no other is left: there was no work for it."""
         actor = self._asked.pop(reference)
-        with contextlib.suppress(_Death):
+        try:
             _result(reference)
+        except _Death:
+            if not (self._busy or self._idle or self._asked or self._starting):
+                self._start()
+        else:
             self._idle.append(actor)
 
 

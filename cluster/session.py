@@ -29,10 +29,12 @@ class Resources:
     @property
     def accelerator(self) -> dict[str, Any]:
         """Ray options of one computing process: one GPU if there are any, else one CPU."""
-        if not self.gpus:
-            return {"num_cpus": 1, **self.without_gpus}
-        typed = {"accelerator_type": self.accelerator_type} if self.accelerator_type else {}
-        return {"num_gpus": 1, "num_cpus": 1, **typed}
+        return {"num_cpus": 1, **(self.gpu if self.gpus else self.without_gpus)}
+
+    @property
+    def gpu(self) -> dict[str, Any]:
+        """Ray options of a process with one GPU."""
+        return {"num_gpus": 1} | ({"accelerator_type": self.accelerator_type} if self.accelerator_type else {})
 
     @property
     def without_gpus(self) -> dict[str, Any]:
@@ -46,6 +48,11 @@ class Resources:
     def cpus_each(self, processes: int) -> int:
         """CPUs that each of `processes` can reserve."""
         return min(max(self.cpus // processes, 1), self.node_cpus)
+
+
+def gpu_bundle(accelerator_type: str | None) -> dict[str, float]:
+    """One GPU, of a type if it is given, in a request to Ray's autoscaler."""
+    return {"GPU": 1.0} | ({f"accelerator_type:{accelerator_type}": 0.001} if accelerator_type else {})
 
 
 def count_resources(accelerator_type: str | None = None) -> Resources:

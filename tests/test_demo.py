@@ -1,4 +1,4 @@
-"""The demos whole, as `make demo` runs them: within their memory, as near to real images as they are to each other."""
+"""The demos whole, as `make demo` runs them: within their memory, and within four times the distance of real images."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ class PeakMemory:
     """Sample the memory of the process tree every `interval` seconds while the block runs.
 
     Counted is what the kernel cannot drop when memory is short: anonymous pages, and shared memory (Ray's object store)
-    once, as the process that maps most of it has it; not pages of files (libraries, memory-mapped latents). On a
+    once, as the process that has touched most of it has it; not pages of files (libraries, memory-mapped latents). On a
     cluster of several machines this is the memory of the driver's machine only.  `peak_mb` is of the process tree,
     `driver_mb` of this process.
     """
@@ -60,7 +60,7 @@ def process_mb(process: psutil.Process) -> float:
 def _counted(process: psutil.Process) -> tuple[float, float]:
     """MiB of anonymous and of shared memory."""
     try:
-        with open(f"/proc/{process.pid}/status") as file:
+        with open(f"/proc/{process.pid}/status", errors="replace") as file:
             sizes = dict(line.split(":", 1) for line in file)
     except OSError:
         return 0.0, 0.0

@@ -96,6 +96,17 @@ def test_idle_actors_that_died_with_a_busy_one_do_not_count_against_its_item(ray
     assert len(messages) == 1
 
 
+@pytest.mark.timeout(180)
+def test_actors_that_all_died_and_are_not_replaced_end_the_run(ray_cluster, tmp_path):
+    import ray
+
+    kinds = iter([Avalanche] * 4)
+    actors, _ = pool(tmp_path, count=4)
+    actors.make_actor = lambda: ray.remote(max_restarts=0, num_cpus=0)(next(kinds, StillBorn)).remote(tmp_path, {})
+    with pytest.raises(RuntimeError, match="started"):
+        list(actors.run(range(6)))
+
+
 def test_an_item_that_kills_every_actor_ends_the_run(ray_cluster, tmp_path):
     actors, _ = pool(tmp_path, fatal={3: True})
     with pytest.raises(RuntimeError, match="shard 3"):

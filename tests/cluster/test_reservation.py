@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
+from cluster import reservation
 from cluster.reservation import reserved
 
 pytestmark = pytest.mark.ray
@@ -28,6 +31,17 @@ def cpus_for_training(workers: int) -> float:
 
 def test_training_gets_all_but_what_is_reserved(ray_cluster):
     assert cpus_for_training(4) == 4
-    with reserved("validation", {"CPU": 1}):
+    with reserved("validation", {"CPU": 1}, lambda: True):
         assert cpus_for_training(4) == 3
     assert cpus_for_training(4) == 4
+
+
+def test_nothing_is_kept_from_training_that_has_no_more_than_it_needs(ray_cluster, monkeypatch):
+    """Nodes are lost, and come back: the request is first again then, although training's was made meanwhile."""
+    monkeypatch.setattr(reservation, "RENEWED", 0.1)
+    spare = [True]
+    with reserved("validation", {"CPU": 1}, lambda: spare[0]):
+        for has_spare, left in ((False, 4), (True, 3)):
+            spare[0] = has_spare
+            time.sleep(1)
+            assert cpus_for_training(4) == left

@@ -75,7 +75,7 @@ class TrainedModel:
         """`val_loss` of an EMA and, if there are enough val images, `val_frechet`."""
         spec, settings = self.spec, self.spec.settings
         latent_spec = read_latent_spec(spec.latents)
-        val = validate.drawn(spec, settings.validate.images)
+        val = validate.drawn(spec, latent_spec, settings.validate.images)
         denoiser = spec.denoiser(latent_spec).to(device()).eval()
         denoiser.load_state_dict(self.weights(length))
         losses, _ = validate.held_out_losses(spec, denoiser, val)

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.errors import UserError
-from cluster.session import Resources, count_resources
+from cluster.session import Resources, count_resources, gpu_bundle
 from pipelines.generator.latents.encode import EncodingSpec
 from pipelines.generator.latents.feed import StreamPlan
 from pipelines.generator.latents.spec import LatentSpec
 from pipelines.generator.settings import LatentsSettings
-from pipelines.generator.training.settings import TrainerSettings
+from pipelines.generator.training.settings import TrainerSettings, ValidateSettings
 from pipelines.graph.stage import Stage
 from pipelines.monitor.progress import say
 
@@ -56,10 +56,7 @@ def _wait(trainer: TrainerSettings, on_gpus: bool, room: Any, least: int, wanted
     """The resources as soon as there is room, or after `trainer.wait_seconds`."""
     from ray.autoscaler.sdk import request_resources
 
-    bundle: dict[str, float] = {"GPU": 1} if on_gpus else {"CPU": 1}
-    if on_gpus and trainer.accelerator_type:
-        bundle[f"accelerator_type:{trainer.accelerator_type}"] = 0.001
-    request_resources(bundles=[bundle] * trainer.workers)
+    request_resources(bundles=[gpu_bundle(trainer.accelerator_type) if on_gpus else {"CPU": 1.0}] * trainer.workers)
     try:
         start, said = time.monotonic(), -math.inf
         found, available = room()
@@ -74,17 +71,37 @@ def _wait(trainer: TrainerSettings, on_gpus: bool, room: Any, least: int, wanted
         request_resources(bundles=[])
 
 
-def trainer_cpus(trainer: TrainerSettings, resources: Resources) -> float:
+def validates_on_gpu(stage: Stage) -> bool:
+    """Whether validations have a GPU beside those of the workers and of the actors that encode streamed images."""
+    trainer, validation = stage.section(TrainerSettings), stage.section(ValidateSettings)
+    encoding = 0 if trainer.reader == "cached" else trainer.encoder_actors or 1
+    return validation.images > 0 and (validation.accelerator == "gpu" or (
+        validation.accelerator == "auto" and stage.resources.gpus > trainer.workers + encoding))
+
+
+def has_spare_gpu(stage: Stage) -> bool:
+    """Whether the cluster has more GPUs now than the least number of workers."""
+    trainer = stage.section(TrainerSettings)
+    return count_resources(stage.resources.accelerator_type).gpus > (trainer.min_workers or trainer.workers)
+
+
+def trainer_cpus(stage: Stage) -> float:
     """CPUs per worker on a cluster without GPUs; with reader=stream some are left to read and encode images."""
+    trainer, resources = stage.section(TrainerSettings), stage.resources
     if trainer.reader == "cached":
         return resources.cpus_each(trainer.workers)
-    free = (resources.cpus - encoder_actors(trainer, resources)) / trainer.workers
+    free = (resources.cpus - encoder_actors(stage)) / trainer.workers
     return min(math.floor(free), resources.node_cpus) if free >= 1 else math.floor(free * 100) / 100
 
 
-def encoder_actors(trainer: TrainerSettings, resources: Resources) -> int:
-    """Number of actors that encode streamed images: on GPUs not used for training if there are any, else on CPUs."""
-    return trainer.encoder_actors or max(resources.gpus - trainer.workers, 0) or max(resources.cpus // 4, 1)
+def encoder_actors(stage: Stage) -> int:
+    """Number of actors that encode streamed images: on GPUs not used otherwise if there are any, else on CPUs."""
+    return stage.section(TrainerSettings).encoder_actors or free_gpus(stage) or max(stage.resources.cpus // 4, 1)
+
+
+def free_gpus(stage: Stage) -> int:
+    """GPUs that neither train nor validate."""
+    return max(stage.resources.gpus - stage.section(TrainerSettings).workers - validates_on_gpu(stage), 0)
 
 
 def stream_plan(stage: Stage, spec: LatentSpec) -> StreamPlan | None:
@@ -100,9 +117,9 @@ def stream_plan(stage: Stage, spec: LatentSpec) -> StreamPlan | None:
     if len(smallest) == trainer.shuffle_shards and sum(smallest) < trainer.batch:
         raise UserError(f"trainer.shuffle_shards={trainer.shuffle_shards} shards hold fewer images than "
                         f"trainer.batch={trainer.batch}; raise trainer.shuffle_shards or lower trainer.batch")
-    actors = encoder_actors(trainer, resources)
-    on_gpu = 0 < actors <= resources.gpus - trainer.workers
-    worker_cpus = 1.0 if resources.gpus else trainer_cpus(trainer, resources)
+    actors = encoder_actors(stage)
+    on_gpu = actors <= free_gpus(stage)
+    worker_cpus = 1.0 if resources.gpus else trainer_cpus(stage)
     if worker_cpus < MIN_CPUS:
         raise UserError(f"trainer.encoder_actors={actors} leaves too few of the {resources.cpus} CPUs for "
                         f"trainer.workers={trainer.workers}; lower one of the two")

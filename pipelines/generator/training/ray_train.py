@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from cluster import scratch
 from cluster.reservation import reserved
-from cluster.session import cores, use_cores
+from cluster.session import cores, gpu_bundle, use_cores
 from cluster.storage import Folder
 from cluster.tasks import IsolatedTask
 from pipelines.generator.latents.dataset import CachedReader, LatentReader
@@ -20,7 +20,7 @@ from pipelines.generator.latents.spec import read_latent_spec
 from pipelines.generator.latents.stream import StreamReader
 from pipelines.generator.training import checkpoint, validate
 from pipelines.generator.training.loop import TrainingSpec, run_training_loop
-from pipelines.generator.training.placement import trainer_cpus
+from pipelines.generator.training.placement import has_spare_gpu, trainer_cpus, validates_on_gpu
 from pipelines.generator.training.saver import CheckpointSaver
 from pipelines.graph.stage import Stage
 from pipelines.monitor.progress import say
@@ -35,9 +35,11 @@ def run_trainer(spec: TrainingSpec, stage: Stage) -> Folder:
     if stage.resources.gpus:
         for name, value in HANG_DETECTOR.items():
             os.environ.setdefault(f"RAY_TRAIN_{name}", value)
-    elastic, checkpoints = bool(stage.settings.trainer.min_workers), stage.folder / "checkpoints"
-    for_validation = f"{stage.folder.uri}/validation", {"GPU": 1.0}
-    with reserved(*for_validation) if elastic and validates_on_gpu(stage) else nullcontext():
+    checkpoints = stage.folder / "checkpoints"
+    with ExitStack() as stack:
+        if stage.settings.trainer.min_workers and validates_on_gpu(stage):
+            stack.enter_context(reserved(f"{stage.folder.uri}/validation",
+                                         gpu_bundle(stage.resources.accelerator_type), lambda: has_spare_gpu(stage)))
         stopped = _fit(spec, stage, checkpoints)
     if stopped is not None:
         raise FloatingPointError(stopped)
@@ -80,7 +82,7 @@ def _ray_trainer(spec: TrainingSpec, stage: Stage, earlier: Folder | None) -> An
         scaling_config=ScalingConfig(
             num_workers=(trainer.min_workers, trainer.workers) if trainer.min_workers else trainer.workers,
             use_gpu=resources.gpus > 0,
-            resources_per_worker=None if resources.gpus else {"CPU": trainer_cpus(trainer, resources)},
+            resources_per_worker=None if resources.gpus else {"CPU": trainer_cpus(stage)},
             accelerator_type=trainer.accelerator_type if resources.gpus else None,
         ),
         run_config=RunConfig(
@@ -97,13 +99,6 @@ def _ray_trainer(spec: TrainingSpec, stage: Stage, earlier: Folder | None) -> An
     )
 
 
-def validates_on_gpu(stage: Stage) -> bool:
-    """Whether validations have a GPU beside those of the workers."""
-    accelerator = stage.settings.validate.accelerator
-    return bool(stage.settings.validate.images) and (accelerator == "gpu" or (
-        accelerator == "auto" and stage.resources.gpus > stage.settings.trainer.workers))
-
-
 def _validation_config(spec: TrainingSpec, stage: Stage) -> Any:
     """Ray Train's configuration of validation: a task alongside the workers, on a GPU or on CPUs."""
     from ray.train import ValidationConfig
@@ -111,10 +106,9 @@ def _validation_config(spec: TrainingSpec, stage: Stage) -> Any:
     if not stage.settings.validate.images:
         return None
     resources, on_gpu = stage.resources, validates_on_gpu(stage)
-    hidden = {} if on_gpu else resources.without_gpus
     task = IsolatedTask(
         "pipelines.generator.training.ray_train:validate_checkpoint",
-        {"num_gpus": int(on_gpu), "num_cpus": 0, **hidden},
+        {"num_cpus": 0, **(resources.gpu if on_gpu else resources.without_gpus)},
         pickle.dumps({"spec": spec, "autoencoder": stage.input("autoencoder"), "encoder": stage.input("encoder"),
                       "all_cores": resources.gpus > 0 and not on_gpu}))
     return ValidationConfig(task, ray_remote_kwargs={"num_cpus": 0})

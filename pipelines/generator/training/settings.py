@@ -149,7 +149,7 @@ class ValidateSettings:
     checkpoint."""
     accelerator: Literal["auto", "gpu", "cpu"] = execution("auto")
     """gpu: a GPU beside those of the workers; cpu: the CPUs of one node, too slow for a Fréchet distance of a large
-    denoiser; auto: a GPU if the cluster has more than trainer.workers when training starts."""
+    denoiser; auto: a GPU if the cluster has more than train and encode streamed images when training starts."""
     max_seconds: float = execution(3_600.0)
     """Time limit of one validation, or of sampling with one EMA: one that hangs is ended, and what follows begins."""
     images: int = execution(512)

@@ -21,7 +21,7 @@ from pipelines.generator.denoiser.network import Denoiser
 from pipelines.generator.denoiser.objective import Objective, StepRandomness
 from pipelines.generator.export import build_pipeline
 from pipelines.generator.latents.dataset import LatentArrays, draw_val_images
-from pipelines.generator.latents.spec import read_latent_spec
+from pipelines.generator.latents.spec import LatentSpec, read_latent_spec
 from pipelines.generator.settings import CONDITIONS
 from pipelines.generator.standalone.pipeline import RayographPipeline
 from pipelines.generator.training import checkpoint
@@ -47,7 +47,7 @@ def validate(spec: TrainingSpec, autoencoder: Folder, encoder: Folder, folder: F
     denoiser = spec.denoiser(latent_spec).to(device()).eval()
     images = checkpoint.read_cursor(folder).images
     denoiser.load_state_dict(checkpoint.read_part(folder, average_name(STORED[0])))
-    losses, levels = held_out_losses(spec, denoiser, drawn(spec, validation.images))
+    losses, levels = held_out_losses(spec, denoiser, drawn(spec, latent_spec, validation.images))
     metrics = {"val_loss": losses.mean().item()}
     bins = (levels * BINS).long()
     metrics |= {f"val_loss_noise_{b + 1}": losses[bins == b].mean().item() for b in range(BINS) if (bins == b).any()}
@@ -55,17 +55,18 @@ def validate(spec: TrainingSpec, autoencoder: Folder, encoder: Folder, folder: F
                               validation.guidance)
     pipeline.set_progress_bar_config(disable=True)
     if validation.sample_images:
-        save_sample_grid(spec, pipeline, drawn(spec, validation.sample_images), images)
+        save_sample_grid(spec, pipeline, drawn(spec, latent_spec, validation.sample_images), images)
     if frechet:
-        metrics["val_frechet"] = frechet_to(pipeline, drawn(spec, validation.frechet_images), validation.batch)
+        val = drawn(spec, latent_spec, validation.frechet_images)
+        metrics["val_frechet"] = frechet_to(pipeline, val, validation.batch)
     entry = {"images": images} | {name: float(f"{value:.6g}") for name, value in metrics.items()}
     append_validation(spec.folder, entry)
     return entry
 
 
-def drawn(spec: TrainingSpec, images: int) -> LatentArrays:
+def drawn(spec: TrainingSpec, latent_spec: LatentSpec, images: int) -> LatentArrays:
     """A random sample of so many val images (or all), stratified by source, the same for every checkpoint."""
-    return draw_val_images(spec.latents, read_latent_spec(spec.latents), images, spec.settings.seed)
+    return draw_val_images(spec.latents, latent_spec, images, spec.settings.seed)
 
 
 @torch.no_grad()

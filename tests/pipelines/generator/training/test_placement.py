@@ -86,3 +86,15 @@ def test_images_are_encoded_on_the_same_type_of_gpu(tiny):
     assert plan is not None
     assert plan.actors == plan.ray_options["num_gpus"] == 1
     assert plan.ray_options["accelerator_type"] == "H100"
+
+
+@pytest.mark.parametrize(("overrides", "gpus", "validates", "encoders"), [
+    ((), 57, True, None), ((), 56, False, None), (("validate.accelerator=gpu",), 56, True, None),
+    (("trainer.reader=stream",), 64, True, 7), (("trainer.reader=stream",), 57, False, 1),
+    (("trainer.reader=stream", "trainer.encoder_actors=8"), 64, False, 8), (("validate.images=0",), 64, False, None),
+])
+def test_the_gpus_beside_the_workers_encode_and_validate(tiny, overrides, gpus, validates, encoders):
+    settings = tiny("validate.images=8", "trainer.workers=56", "trainer.batch=64", *overrides)
+    stage = Plan(settings).stage("train", Resources(512, gpus, 16))
+    assert placement.validates_on_gpu(stage) == validates
+    assert encoders is None or placement.encoder_actors(stage) == encoders

@@ -58,5 +58,5 @@ def test_the_held_out_loss_is_of_the_same_images_whether_the_distance_is_measure
 
 def test_every_source_has_its_part_of_what_is_measured(spec):
     for images in (4, 20, 36):
-        ids = drawn(spec, images).image_ids.to_pylist()
+        ids = drawn(spec, read_latent_spec(spec.latents), images).image_ids.to_pylist()
         assert sum(int(name.removeprefix("image-")) < 30 for name in ids) == images * 3 // 4
